@@ -24,7 +24,6 @@ def extension(path: Path) -> Extension:
         [str(path)],
         include_dirs=["csrc"],
         depends=glob("csrc/*.h"),
-        define_macros=[("CYTHON_WITHOUT_ASSERTIONS", None)],
         extra_compile_args=flags,
         extra_link_args=link,
     )

@@ -1,0 +1,77 @@
+/* The migration log: a bit a 4 KiB page of guest memory, from GPA 0, shared with the front-end
+ * (vhost-user, Migration).
+ *
+ * The front-end takes a word by exchange with zero and copies its pages later, so a bit promises
+ * that the bytes are visible already:   bytes -> full fence -> bit -> used.idx.   Bits are gathered
+ * (one atomic or a word, a burst) and go out in log_flush, before the ring publishes. Other rings,
+ * ports and processes share the words: always an atomic or.
+ */
+#ifndef VHOSTFAST_LOG_H
+#define VHOSTFAST_LOG_H
+
+#include "sync.h"
+
+struct log {
+    uint64_t *word;      /* the first word of the map, offset applied */
+    uint64_t page_count; /* pages that it covers */
+    uint64_t beyond; /* marks past its end: made impossible when it was checked, so each is a bug of
+                        ours */
+};
+
+/* A ring's own gathering place. */
+struct marker {
+    struct log *log; /* NULL: nothing is marked */
+    uint32_t count;
+    struct {
+        uint64_t index;
+        uint64_t bits;
+    } word[LOG_CACHE_SIZE];
+};
+
+/* Everything stored before is visible before its bit. */
+static inline void log_flush(struct marker *marker)
+{
+    if (marker->count == 0)
+        return;
+    fence_full(); /* E */
+    for (uint32_t i = 0; i < marker->count; i++)
+        or_u64(&marker->log->word[marker->word[i].index], marker->word[i].bits);
+    marker->count = 0;
+}
+
+static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)
+{
+    for (uint32_t i = marker->count; i-- > 0;) {
+        if (marker->word[i].index == index) {
+            marker->word[i].bits |= bits;
+            return;
+        }
+    }
+    if (marker->count == LOG_CACHE_SIZE)
+        log_flush(marker);
+    marker->word[marker->count].index = index;
+    marker->word[marker->count].bits = bits;
+    marker->count++;
+}
+
+/* Mark the pages of [gpa, gpa + size), whose bytes have been stored. */
+static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
+{
+    if (likely(marker->log == NULL) || size == 0)
+        return;
+    uint64_t page = gpa >> LOG_PAGE_SHIFT;
+    uint64_t last = (gpa + size - 1) >> LOG_PAGE_SHIFT;
+    if (unlikely(last >= marker->log->page_count || last < page)) {
+        marker->log->beyond++;
+        return;
+    }
+    while (page <= last) {
+        uint64_t index = page / 64;
+        uint64_t from = page % 64;
+        uint64_t to = last / 64 == index ? last % 64 : 63;
+        log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
+        page = (index + 1) * 64;
+    }
+}
+
+#endif

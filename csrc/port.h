@@ -1,0 +1,66 @@
+/* What the workers share: ports, their receive rings, counters, and the forwarding policy.
+ *
+ * Everything here but counters and faults is laid out by the control plane while the workers pause.
+ */
+#ifndef VHOSTFAST_PORT_H
+#define VHOSTFAST_PORT_H
+
+#include "fdb.h"
+#include "ring.h"
+
+enum policy { POLICY_LEARN, POLICY_PATCH, POLICY_LOOPBACK, POLICY_DROP };
+
+/* Named from the port's side: rx was received from the guest, tx sent to it. */
+enum counter {
+    RX_PACKETS,
+    RX_BYTES,
+    RX_DROPPED_MALFORMED,   /* no lawful frame, or an offload that was not negotiated */
+    RX_DROPPED_NO_RECEIVER, /* nobody is there to take it */
+    RX_FILTERED,            /* learn: for an address on the port that it came from */
+    TX_PACKETS,
+    TX_BYTES,
+    TX_DROPPED_FULL,    /* learn, loopback: the guest had no buffers */
+    TX_DROPPED_TOO_BIG, /* no buffer of the guest can hold it */
+    COUNTER_COUNT,
+};
+
+struct counters {
+    uint64_t value[COUNTER_COUNT] __attribute__((aligned(2 * CACHE_LINE)));
+};
+
+struct port {
+    uint32_t index;
+    uint32_t receiver_count;
+    struct ring *receiver[PAIR_COUNT_MAX]; /* receive rings that run, in order */
+    struct port *peer;                     /* patch: where everything goes */
+    uint32_t fault; /* enum fault; written by a worker, which then tells event_fd */
+    int event_fd;
+};
+
+struct fabric {
+    enum policy policy;
+    uint32_t port_count;
+    struct port *port[PORT_COUNT_MAX];     /* those that are there */
+    struct port *by_index[PORT_COUNT_MAX]; /* NULL where none is */
+    struct fdb fdb;
+};
+
+/* A transmit ring that a worker polls. */
+struct source {
+    struct ring *ring;
+    struct port *port;
+    uint32_t queue;         /* its pair; frames stay on it where the receiver has it too */
+    struct ring *waits_for; /* patch: the receive ring that was full */
+};
+
+/* Queue i of the sender meets queue i of the receiver, or shares one of those that it has. */
+ALWAYS_INLINE struct ring *port_receiver(const struct port *port, uint32_t queue)
+{
+    if (port == NULL || port->receiver_count == 0 || port->fault != FAULT_NONE)
+        return NULL;
+    if (queue >= port->receiver_count)
+        queue %= port->receiver_count;
+    return port->receiver[queue];
+}
+
+#endif

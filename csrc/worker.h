@@ -1,0 +1,147 @@
+/* A worker's loop: bursts from its sources in turn, until it is told to rest or to stop.
+ *
+ * The control plane asks by one atomic word, which the loop reads before each burst, and sleeps
+ * until the worker has answered; nobody needs the GIL for it. While a worker rests, everything that
+ * it reads may be laid out anew.
+ */
+#ifndef VHOSTFAST_WORKER_H
+#define VHOSTFAST_WORKER_H
+
+#include <pthread.h>
+#include <sys/epoll.h>
+
+#include "forward.h"
+
+enum worker_word { WORKER_GO, WORKER_REST, WORKER_STOP };
+enum worker_mode { MODE_POLL, MODE_INTERRUPT, MODE_ADAPTIVE };
+
+struct worker {
+    uint32_t word; /* enum worker_word, written by the control plane */
+    enum worker_mode mode;
+    uint32_t source_count;
+    struct source *source;
+    burst_function forward;
+    uint64_t spin_cycles; /* adaptive: how long it looks again before it sleeps */
+    int epoll_fd;         /* kicks and wake_fd, edge-triggered: nothing has to be read */
+    int wake_fd;
+
+    pthread_mutex_t mutex; /* guards `resting`; taken at a change of word only */
+    pthread_cond_t changed;
+    bool resting;
+
+    uint64_t busy_cycles __attribute__((aligned(CACHE_LINE))); /* of turns that moved packets */
+    uint64_t packets;
+    uint64_t sleeps;
+    struct burst burst;
+};
+
+static inline void worker_init(struct worker *worker)
+{
+    pthread_mutex_init(&worker->mutex, NULL);
+    pthread_cond_init(&worker->changed, NULL);
+    worker->resting = true;
+    worker->word = WORKER_REST;
+    worker->burst.sent.span = worker->burst.sent_span;
+    worker->burst.room.span = worker->burst.room_span;
+}
+
+/* The control plane's side. Returns when a worker that was told to rest or to stop does. */
+static inline void worker_tell(struct worker *worker, enum worker_word word)
+{
+    const uint64_t one = 1;
+    pthread_mutex_lock(&worker->mutex);
+    store_release_u32(&worker->word, word);
+    pthread_cond_broadcast(&worker->changed);
+    if (word != WORKER_GO) {
+        ssize_t told = write(worker->wake_fd, &one, sizeof one);
+        (void)told; /* our own eventfd: full only where it is readable anyway */
+        while (!worker->resting)
+            pthread_cond_wait(&worker->changed, &worker->mutex);
+    }
+    pthread_mutex_unlock(&worker->mutex);
+}
+
+/* The worker's side: rest while told to. False: stop. */
+static inline bool worker_rest(struct worker *worker)
+{
+    pthread_mutex_lock(&worker->mutex);
+    worker->resting = true;
+    pthread_cond_broadcast(&worker->changed);
+    while (worker->word == WORKER_REST)
+        pthread_cond_wait(&worker->changed, &worker->mutex);
+    bool go = worker->word == WORKER_GO;
+    worker->resting = !go;
+    pthread_mutex_unlock(&worker->mutex);
+    return go;
+}
+
+/* Ask each ring that may wake us for kicks, or not to kick. Returns whether more has come
+ * meanwhile. */
+static inline bool worker_want_kicks(struct worker *worker, bool wanted)
+{
+    bool more = false;
+    for (uint32_t i = 0; i < worker->source_count; i++) {
+        struct source *source = &worker->source[i];
+        struct ring *full = source->waits_for;
+        if (source->port->fault != FAULT_NONE)
+            continue;
+        more |= split_want_kicks(source->ring, wanted);
+        if (full != NULL) {
+            ring_lock(full);
+            more |= split_want_kicks(full, wanted);
+            ring_unlock(full);
+        }
+    }
+    return more;
+}
+
+static inline void worker_sleep(struct worker *worker)
+{
+    struct epoll_event event[16];
+    if (!worker_want_kicks(worker, true) && load_acquire_u32(&worker->word) == WORKER_GO) {
+        worker->sleeps++;
+        epoll_wait(worker->epoll_fd, event, 16, -1);
+    }
+    worker_want_kicks(worker, false);
+}
+
+/* One burst from each source; the number of packets. Cut short when the word changes. */
+static inline uint32_t worker_turn(struct worker *worker)
+{
+    uint32_t moved = 0;
+    uint64_t begin = cycle_count();
+    for (uint32_t i = 0; i < worker->source_count; i++) {
+        if (load_acquire_u32(&worker->word) != WORKER_GO)
+            break;
+        if (likely(worker->source[i].port->fault == FAULT_NONE))
+            moved += worker->forward(&worker->burst, &worker->source[i]);
+    }
+    if (moved > 0) {
+        worker->busy_cycles += cycle_count() - begin;
+        worker->packets += moved;
+    }
+    return moved;
+}
+
+static inline void worker_run(struct worker *worker)
+{
+    while (worker_rest(worker)) {
+        uint64_t last_moved = cycle_count();
+        while (load_acquire_u32(&worker->word) == WORKER_GO) {
+            if (worker_turn(worker) > 0) {
+                last_moved = cycle_count();
+                continue;
+            }
+            relax();
+            bool idle =
+                worker->mode == MODE_INTERRUPT || worker->source_count == 0 ||
+                (worker->mode == MODE_ADAPTIVE && cycle_count() - last_moved > worker->spin_cycles);
+            if (idle) {
+                worker_sleep(worker);
+                last_moved = cycle_count();
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,398 @@
+"""Ports, the forwarding between them, and the workers' loop.
+
+The control plane changes anything here only while the workers rest, but for counters (read), faults
+(cleared on a port without rings) and the forwarding table's ageing.
+"""
+
+cimport cython
+from libc.errno cimport ENOENT, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+from posix.unistd cimport close
+
+import os
+import time
+
+from vhostfast.core.ring cimport Ring, ring
+from vhostfast.core.ring import FAULTS
+
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "worker.h" nogil:
+    enum:
+        CACHE_LINE
+        COUNTER_COUNT
+        PAIR_COUNT_MAX
+        PORT_COUNT_MAX
+        WORKER_COUNT_MAX
+        WORKER_GO
+        WORKER_REST
+        WORKER_STOP
+        EPOLLIN
+        EPOLLET
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        LEVEL_COUNT
+
+    struct fdb:
+        pass
+    struct counters:
+        uint64_t value[0]
+    struct port:
+        uint32_t index
+        uint32_t receiver_count
+        ring *receiver[0]
+        port *peer
+        uint32_t fault
+        int event_fd
+    struct fabric:
+        int policy
+        uint32_t port_count
+        port *port[0]
+        port *by_index[0]
+        fdb fdb
+    struct source:
+        ring *ring
+        port *port
+        uint32_t queue
+        ring *waits_for
+    struct burst:
+        fabric *fabric
+        counters counters[0]
+    ctypedef uint32_t (*burst_function)(burst *, source *)
+    struct worker:
+        int mode
+        uint32_t source_count
+        source *source
+        burst_function forward
+        uint64_t spin_cycles
+        int epoll_fd
+        int wake_fd
+        uint64_t busy_cycles
+        uint64_t packets
+        uint64_t sleeps
+        burst burst
+
+    union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    burst_function burst_at(int level)
+    uint64_t cycle_count()
+    void fdb_age(fdb *fdb, uint8_t limit)
+    void fdb_forget_port(fdb *fdb, uint32_t port)
+    int fdb_find(fdb *fdb, uint64_t mac)
+    void fdb_learn(fdb *fdb, uint64_t mac, uint32_t port)
+    void worker_init(worker *worker)
+    void worker_run(worker *worker)
+    void worker_tell(worker *worker, int word)
+
+
+POLICIES = ("learn", "patch", "loopback", "drop")  # enum policy
+MODES = ("poll", "interrupt", "adaptive")  # enum worker_mode
+LEVELS = ("baseline", "avx2", "avx512")  # enum level
+COUNTERS = (  # enum counter
+    "rx_packets", "rx_bytes", "rx_dropped_malformed", "rx_dropped_no_receiver", "rx_filtered",
+    "tx_packets", "tx_bytes", "tx_dropped_full", "tx_dropped_too_big",
+)
+assert len(COUNTERS) == COUNTER_COUNT
+assert len(LEVELS) == LEVEL_COUNT
+
+SPIN_SECONDS = 50e-6
+
+
+cdef void *allocate(size_t size) except NULL:
+    cdef size_t rounded = (size + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+    cdef void *memory = aligned_alloc(CACHE_LINE, rounded)
+    if memory == NULL:
+        raise MemoryError
+    memset(memory, 0, rounded)
+    return memory
+
+
+def levels():
+    """The instruction-set levels that this CPU has, best first."""
+    return tuple(LEVELS[i] for i in reversed(range(LEVEL_COUNT)) if burst_at(i) != NULL)
+
+
+@cython.final
+cdef class Port:
+    cdef port *c
+    cdef readonly str name
+    cdef readonly Fabric fabric
+    cdef readonly dict rings
+
+    def __cinit__(self, Fabric fabric, str name, uint32_t index):
+        self.c = <port *>allocate(sizeof(port))
+        self.c.event_fd = -1
+        self.c.index = index
+        self.c.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.fabric = fabric
+        self.name = name
+        self.rings = {}
+
+    def __dealloc__(self):
+        if self.c != NULL and self.c.event_fd >= 0:
+            close(self.c.event_fd)
+        free(self.c)
+
+    @property
+    def index(self):
+        return self.c.index
+
+    @property
+    def event_fd(self):
+        return self.c.event_fd
+
+    @property
+    def fault(self):
+        return FAULTS[self.c.fault] if self.c.fault else None
+
+    @property
+    def receivers(self):
+        return [self.rings[index] for index in sorted(self.rings) if index % 2 == 0]
+
+    @property
+    def transmitters(self):
+        return [self.rings[index] for index in sorted(self.rings) if index % 2 == 1]
+
+    def attach(self, Ring ring not None):
+        self.rings[ring.index] = ring
+
+    def detach(self, Ring ring not None):
+        self.rings.pop(ring.index, None)
+
+    def reset(self):
+        if self.rings:
+            raise RuntimeError(f"{self.name}: rings are still attached")
+        self.c.fault = 0
+        fdb_forget_port(&self.fabric.c.fdb, self.c.index)
+
+    def counters(self):
+        cdef Worker worker
+        total = dict.fromkeys(COUNTERS, 0)
+        for worker in self.fabric.workers:
+            for i, name in enumerate(COUNTERS):
+                total[name] += worker.c.burst.counters[self.c.index].value[i]
+        return total
+
+
+@cython.final
+cdef class Fabric:
+    cdef fabric *c
+    cdef readonly str forward
+    cdef dict ports_by_index
+    cdef list workers
+
+    def __cinit__(self, str forward="learn"):
+        if forward not in POLICIES:
+            raise ValueError(f"forward is {forward!r}, must be one of {', '.join(POLICIES)}")
+        self.c = <fabric *>allocate(sizeof(fabric))
+        self.c.policy = POLICIES.index(forward)
+        self.forward = forward
+        self.ports_by_index = {}
+        self.workers = []
+
+    def __dealloc__(self):
+        free(self.c)
+
+    @property
+    def ports(self):
+        return tuple(self.ports_by_index[i] for i in sorted(self.ports_by_index))
+
+    def add_port(self, str name):
+        index = next((i for i in range(PORT_COUNT_MAX) if i not in self.ports_by_index), None)
+        if index is None:
+            raise ValueError(f"port {name}: there are {PORT_COUNT_MAX} ports already")
+        port = Port(self, name, index)
+        self.ports_by_index[index] = port
+        self.lay_out()
+        return port
+
+    def remove_port(self, Port port not None):
+        port.reset()
+        del self.ports_by_index[port.index]
+        self.lay_out()
+
+    def lay_out(self):
+        """Tell the workers which rings there are. They rest meanwhile."""
+        cdef Port port
+        cdef Ring ring
+        self.c.port_count = 0
+        for index in range(PORT_COUNT_MAX):
+            self.c.by_index[index] = NULL
+        for port in self.ports:
+            self.c.port[self.c.port_count] = self.c.by_index[port.c.index] = port.c
+            self.c.port_count += 1
+            peer = self.ports_by_index.get(port.index ^ 1)
+            port.c.peer = (<Port>peer).c if peer is not None else NULL
+            port.c.receiver_count = 0
+            for ring in port.receivers:
+                port.c.receiver[port.c.receiver_count] = ring.c
+                port.c.receiver_count += 1
+        self._deal_sources()
+
+    def _deal_sources(self):
+        """A transmit ring belongs to one worker: each gets an equal share, in order."""
+        sources = [(port, ring) for port in self.ports for ring in port.transmitters]
+        busy = min(len(self.workers), len(sources))
+        shares = [
+            sources[i * len(sources) // busy:(i + 1) * len(sources) // busy] if i < busy else []
+            for i in range(len(self.workers))
+        ]
+        fillers = {}
+        for worker, share in zip(self.workers, shares):
+            targets = [ring for source in share for ring in self._targets(*source)]
+            for ring in targets:
+                fillers.setdefault(ring, set()).add(worker)
+            worker.set_sources(share, targets)
+        for ring, workers in fillers.items():
+            (<Ring>ring).c.shared = len(workers) > 1
+
+    def _targets(self, port, ring):
+        """The receive rings that frames of a transmit ring may reach."""
+        if self.forward == "learn":
+            return [r for other in self.ports if other is not port for r in other.receivers]
+        target = {"loopback": port, "patch": self.ports_by_index.get(port.index ^ 1)}.get(self.forward)
+        receivers = target.receivers if target is not None else []
+        return [receivers[ring.index // 2 % len(receivers)]] if receivers else []
+
+    def age(self, uint8_t limit):
+        fdb_age(&self.c.fdb, limit)
+
+    def find(self, bytes mac):
+        index = fdb_find(&self.c.fdb, int.from_bytes(mac, "little"))
+        return self.ports_by_index.get(index)
+
+    def learn(self, bytes mac, Port port not None):
+        fdb_learn(&self.c.fdb, int.from_bytes(mac, "little"), port.c.index)
+
+
+@cython.final
+cdef class Worker:
+    cdef worker *c
+    cdef readonly Fabric fabric
+    cdef readonly str mode
+    cdef readonly str level
+    cdef set kicks
+    cdef list held
+
+    def __cinit__(self, Fabric fabric not None, str mode="adaptive", str level=None):
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}, must be one of {', '.join(MODES)}")
+        level = level or os.environ.get("VHOSTFAST_LEVEL") or levels()[0]
+        if level not in levels():
+            raise ValueError(f"level is {level!r}, must be one of {', '.join(levels())}")
+        if len(fabric.workers) == WORKER_COUNT_MAX:
+            raise ValueError(f"there are {WORKER_COUNT_MAX} workers already")
+        self.c = <worker *>allocate(sizeof(worker))
+        self.c.epoll_fd = self.c.wake_fd = -1
+        worker_init(self.c)
+        self.c.mode = MODES.index(mode)
+        self.c.forward = burst_at(LEVELS.index(level))
+        self.c.burst.fabric = fabric.c
+        self.c.spin_cycles = <uint64_t>(cycles_per_second() * SPIN_SECONDS)
+        self.c.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.c.epoll_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.mode = mode
+        self.level = level
+        self.fabric = fabric
+        self.kicks = set()
+        self.held = []
+        self._watch(self.c.wake_fd)
+        fabric.workers.append(self)
+
+    def __dealloc__(self):
+        if self.c == NULL:
+            return
+        for fd in (self.c.epoll_fd, self.c.wake_fd):
+            if fd >= 0:
+                close(fd)
+        free(self.c.source)
+        free(self.c)
+
+    def _watch(self, int fd):
+        cdef epoll_event event
+        event.events = EPOLLIN | EPOLLET
+        event.data.u64 = fd
+        if epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, f"kick fd: {os.strerror(errno)}")
+
+    def _unwatch(self, int fd):
+        cdef epoll_event event
+        if epoll_ctl(self.c.epoll_fd, EPOLL_CTL_DEL, fd, &event) < 0 and errno != ENOENT:
+            raise OSError(errno, f"kick fd: {os.strerror(errno)}")
+
+    def set_sources(self, list sources, list targets):
+        """The (port, transmit ring) to poll, and the receive rings that they fill."""
+        cdef source *entry
+        cdef Ring ring
+        cdef Port port
+        cdef source *room = <source *>realloc(self.c.source, max(len(sources), 1) * sizeof(source))
+        if room == NULL:
+            raise MemoryError
+        self.c.source = room
+        self.c.source_count = len(sources)
+        for i, (port, ring) in enumerate(sources):
+            entry = &room[i]
+            entry.port = port.c
+            entry.ring = ring.c
+            entry.queue = ring.index // 2
+            entry.waits_for = NULL
+        self.held = [ring for _, ring in sources] + targets
+        kicks = {(<Ring>ring).kick_fd for ring in self.held} - {-1}
+        for fd in self.kicks - kicks:
+            self._unwatch(fd)
+        for fd in kicks - self.kicks:
+            self._watch(fd)
+        self.kicks = kicks
+
+    def run(self):
+        with nogil:
+            worker_run(self.c)
+
+    def go(self):
+        worker_tell(self.c, WORKER_GO)
+
+    def rest(self):
+        with nogil:
+            worker_tell(self.c, WORKER_REST)
+
+    def stop(self):
+        with nogil:
+            worker_tell(self.c, WORKER_STOP)
+
+    @property
+    def busy_cycles(self):
+        return self.c.busy_cycles
+
+    @property
+    def packets(self):
+        return self.c.packets
+
+    @property
+    def sleeps(self):
+        return self.c.sleeps
+
+
+_rate = 0.0
+
+
+def cycles_per_second():
+    """The rate of the counter behind busy_cycles, measured once over two milliseconds."""
+    global _rate
+    if _rate == 0.0:
+        begin, start = cycle_count(), time.perf_counter()
+        time.sleep(0.002)
+        _rate = (cycle_count() - begin) / (time.perf_counter() - start)
+    return _rate

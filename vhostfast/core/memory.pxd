@@ -1,0 +1,44 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "region.h" nogil:
+    enum:
+        REGION_COUNT_MAX
+        LOG_PAGE_SHIFT
+
+    struct region:
+        uint64_t gpa
+        uint64_t size
+        uint64_t uva
+        uint8_t *host
+
+    struct region_table:
+        uint32_t count
+        region region[0]
+
+    const region *region_of_uva(const region_table *table, uint64_t uva, uint64_t size)
+    uint8_t *region_at(const region_table *table, uint32_t *last, uint64_t gpa, uint64_t *reach)
+
+
+cdef extern from "log.h" nogil:
+    struct log:
+        uint64_t *word
+        uint64_t page_count
+        uint64_t beyond
+
+
+cdef struct mapping:
+    void *address  # of the map, which begins at a whole page
+    size_t size
+    uint8_t *start  # the byte that was asked for
+
+
+cdef class GuestMemory:
+    cdef region_table *table
+    cdef mapping *maps
+    cdef uint32_t map_count
+
+
+cdef class Log:
+    cdef log c
+    cdef mapping map

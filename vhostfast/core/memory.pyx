@@ -1,0 +1,119 @@
+"""Guest memory and the migration log, mapped from the fds that came with a message.
+
+A map is MAP_SHARED and never reaches beyond the file as it is now. Objects here own their maps;
+the fds stay the caller's and may be closed at once.
+"""
+
+cimport cython
+from libc.stdlib cimport calloc, free
+from libc.errno cimport errno
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+
+import os
+import stat
+
+import numpy as np
+
+from vhostfast.errors import ProtocolError
+
+
+cdef extern from "region.h" nogil:
+    size_t sizeof_region_table "sizeof(struct region_table)"
+
+
+cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
+    """Map [offset, offset + size) of a file; the map begins at the page that holds `offset`."""
+    cdef mapping result
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ProtocolError(what, "fd", f"a {stat.filemode(status.st_mode)[0]!r} file",
+                            "a regular file or memfd: memory that can be shared (share=on)")
+    if offset > <uint64_t>status.st_size or size > status.st_size - offset:
+        raise ProtocolError(what, "its end in the file", offset + size,
+                            f"at most the file's size, {status.st_size}")
+    cdef uint64_t file_size = status.st_size
+    cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
+    cdef uint64_t first = offset // page * page
+    result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
+    result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)
+    if result.address == MAP_FAILED:
+        raise ProtocolError(what, "mmap", os.strerror(errno), "possible, for reading and writing")
+    result.start = <uint8_t *>result.address + (offset - first)
+    return result
+
+
+@cython.final
+cdef class GuestMemory:
+    def __cinit__(self, regions):
+        cdef region *entry
+        cdef mapping one
+        regions = sorted(regions)
+        if len(regions) > REGION_COUNT_MAX:
+            raise ProtocolError("memory", "number of regions", len(regions),
+                                f"at most {REGION_COUNT_MAX}")
+        self.table = <region_table *>calloc(1, sizeof_region_table)
+        self.maps = <mapping *>calloc(max(len(regions), 1), sizeof(mapping))
+        if self.table == NULL or self.maps == NULL:
+            raise MemoryError
+        for gpa, size, uva, offset, fd in regions:
+            one = map_file(fd, offset, size, "SET_MEM_TABLE")
+            self.maps[self.map_count] = one
+            entry = &self.table.region[self.map_count]
+            entry.gpa = gpa
+            entry.size = size
+            entry.uva = uva
+            entry.host = one.start
+            self.map_count += 1
+            self.table.count = self.map_count
+
+    def __dealloc__(self):
+        if self.maps != NULL:
+            for i in range(self.map_count):
+                munmap(self.maps[i].address, self.maps[i].size)
+        free(self.maps)
+        free(self.table)
+
+    @property
+    def regions(self):
+        return tuple(
+            (self.table.region[i].gpa, self.table.region[i].size, self.table.region[i].uva)
+            for i in range(self.table.count)
+        )
+
+    def view(self, uint64_t gpa, uint64_t size):
+        cdef uint64_t reach = 0
+        cdef uint32_t last = 0
+        cdef uint8_t *host = region_at(self.table, &last, gpa, &reach)
+        if host == NULL or size > reach:
+            raise ValueError(f"no {size} bytes of guest memory in one region at {gpa:#x}")
+        return np.asarray(_View(self, <size_t>host, size))
+
+
+class _View:
+    """What numpy asks for; the array holds it, and it holds the map."""
+
+    def __init__(self, owner, address, size):
+        self.owner = owner
+        self.__array_interface__ = {
+            "version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False),
+        }
+
+
+@cython.final
+cdef class Log:
+    def __cinit__(self, int fd, uint64_t size, uint64_t offset):
+        self.map = map_file(fd, offset, size, "SET_LOG_BASE")
+        self.c.word = <uint64_t *>self.map.start
+        self.c.page_count = size * 8
+
+    def __dealloc__(self):
+        if self.map.size != 0:
+            munmap(self.map.address, self.map.size)
+
+    @property
+    def page_count(self):
+        return self.c.page_count
+
+    @property
+    def beyond(self):
+        return self.c.beyond
