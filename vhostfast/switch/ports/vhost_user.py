@@ -1,0 +1,282 @@
+"""A vhost-user port's socket: who listens, who connects, and what happens when the peer leaves.
+
+A server's socket file is guarded by a lock file beside it (PATH.lock), held while the switch
+lives. The lock decides between two switches that start at once; connect() decides whether a
+socket that some other program left behind is still listened on. Only a dead one is replaced.
+
+    lock PATH.lock -> probe PATH -> unlink if dead -> bind under a umask -> chown -> listen
+
+Nobody can connect before listen(), so mode and group hold from the first moment.
+
+What a connection does is not known here: `serve` is called with each connected socket, owns it,
+and returns the reason why it ended. One front-end at a time; its successor is accepted when it
+leaves.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+
+from vhostfast.errors import EnvironmentLacks
+
+log = logging.getLogger("vhostfast")
+
+Serve = Callable[[socket.socket], Awaitable[str]]
+
+BACKLOG = 16  # those beyond the first are accepted only to be refused
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
+ACCEPT_PAUSE_S = 0.5  # after a failed accept(), such as for lack of file descriptors
+
+
+class Listener:
+    """A server's socket, from its lock to the last front-end. Close it, or use it by `with`.
+
+    Raises EnvironmentLacks, with what to do about it, if the socket can't be made at `path`.
+    """
+
+    def __init__(self, name: str, path: str, mode: int = 0o600, group: int | None = None) -> None:
+        self.name = name
+        self.path = path
+        with contextlib.ExitStack() as undo:
+            self._lock = _take_lock(path)
+            undo.callback(os.close, self._lock)
+            undo.callback(_unlink, path + ".lock")
+            _remove_dead(path)
+            self._sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            self._file = _bind(self._sock, path, mode, group)
+            undo.callback(self._unlink_own)
+            self._sock.listen(BACKLOG)
+            self._sock.setblocking(False)
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the socket and its lock. More than once is harmless."""
+        self._undo.close()
+
+    def _unlink_own(self) -> None:
+        """Someone may have put another file there: that one is not ours to remove."""
+        with contextlib.suppress(FileNotFoundError):
+            if _file_id(self.path) == self._file:
+                os.unlink(self.path)
+
+    async def run(self, serve: Serve) -> None:
+        """Serve one front-end after the other until cancelled."""
+        current: asyncio.Task[None] | None = None
+        peer: socket.socket | None = None
+        log.info("%s: listening on %s", self.name, self.path)
+        try:
+            while True:
+                sock = await self._accept()
+                if current and peer and not current.done() and not _left(peer):
+                    log.warning("%s: refused %s: a front-end is connected", self.name, _who(sock))
+                    sock.close()
+                    continue
+                if current:
+                    await asyncio.wait([current])  # its rings must be down before the next
+                peer = sock
+                current = asyncio.create_task(_serve_one(self.name, sock, serve))
+        finally:
+            if current:
+                current.cancel()
+                await asyncio.wait([current])
+
+    async def _accept(self) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return (await loop.sock_accept(self._sock))[0]
+            except OSError as error:
+                log.error("%s: cannot accept on %s: %s", self.name, self.path, error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+
+
+class Connector:
+    """A client's side: connects to a socket that the front-end listens on, for ever."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self.path = path
+
+    def __enter__(self) -> "Connector":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing: there is no file of ours."""
+
+    async def run(self, serve: Serve) -> None:
+        """Connect, serve, and connect again until cancelled.
+
+        Attempts are 0.1 s apart at first, then twice as long each, 2 s at most. A connection
+        that held for longer than that starts the count anew; one that ends at once doesn't.
+        """
+        clock = asyncio.get_running_loop().time
+        delay, told = RETRY_FIRST_S, 0
+        while True:
+            sock, error = _connect(self.path)
+            if sock is not None:
+                began, told = clock(), 0
+                await _serve_one(self.name, sock, serve)
+                if clock() - began > RETRY_MAX_S:
+                    delay = RETRY_FIRST_S
+            elif error != told:  # once a cause, not once an attempt
+                told = error
+                log.info("%s: waiting for %s: %s", self.name, self.path, os.strerror(error))
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RETRY_MAX_S)
+
+
+async def _serve_one(name: str, sock: socket.socket, serve: Serve) -> None:
+    """One connection, to its end; what escapes from it is a bug, and costs only this port."""
+    log.info("%s: %s connected", name, _who(sock))
+    try:
+        await serve(sock)
+    except Exception:
+        log.exception("%s: connection closed by a bug in vhostfast", name)
+    finally:
+        sock.close()
+
+
+def _connect(path: str) -> tuple[socket.socket | None, int]:
+    """A connected socket, or None and why not. Never blocks.
+
+    A unix socket connects at once or fails: EAGAIN says that the queue of the listener is full,
+    not that the connection is under way, so asyncio's sock_connect() would misread it.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    error = sock.connect_ex(path)
+    if error == 0:
+        return sock, 0
+    sock.close()
+    return None, error
+
+
+def _left(peer: socket.socket) -> bool:
+    """Whether a connection is over, though the task that serves it may not have seen it yet."""
+    if peer.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(peer, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _who(sock: socket.socket) -> str:
+    """The peer as the kernel knows it, such as 'pid 123 (uid 0)'."""
+    size = struct.calcsize("3i")
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return f"pid {pid} (uid {uid})"
+
+
+def _take_lock(path: str) -> int:
+    """The fd of PATH.lock, locked and holding our pid. Raises EnvironmentLacks."""
+    while True:
+        try:
+            fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _no_socket(path, error) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(fd, 16).decode(errors="replace").strip() or "?"
+            os.close(fd)
+            raise EnvironmentLacks(
+                f"socket {path} belongs to another vhostfast switch (pid {owner}):"
+                " stop that one or choose another path"
+            ) from None
+        # The last owner may have removed the file between our open() and flock().
+        with contextlib.suppress(FileNotFoundError):
+            if _file_id(path + ".lock") == _identity(os.fstat(fd)):
+                os.truncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                return fd
+        os.close(fd)
+
+
+def _remove_dead(path: str) -> None:
+    """Remove a socket file that nobody listens on; raise EnvironmentLacks for anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise EnvironmentLacks(
+                f"{path} exists and is not a socket: remove it or choose another path"
+            )
+    except FileNotFoundError:
+        return
+    sock, error = _connect(path)
+    if error == errno.ECONNREFUSED:
+        _unlink(path)
+        return
+    if error == errno.EACCES:
+        raise _no_socket(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    owner = "another process"
+    if sock is not None:
+        owner = _who(sock)
+        sock.close()
+    raise EnvironmentLacks(
+        f"socket {path} is in use by {owner}: stop that process or choose another path"
+    )
+
+
+def _bind(sock: socket.socket, path: str, mode: int, group: int | None) -> tuple[int, int]:
+    """Create the socket's file with its mode and group; give its identity."""
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        raise _no_socket(path, error) from None
+    finally:
+        os.umask(before)
+    if group is not None:
+        try:
+            os.chown(path, -1, group)
+        except PermissionError:
+            _unlink(path)
+            raise EnvironmentLacks(
+                f"socket {path} cannot be given to group {group}:"
+                " be a member of it, be root, or leave --socket-group out"
+            ) from None
+    return _file_id(path)
+
+
+def _no_socket(path: str, error: OSError) -> EnvironmentLacks:
+    folder = os.path.dirname(path) or "."
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return EnvironmentLacks(
+            f"socket {path}: there is no folder {folder}: create it or choose another path"
+        )
+    if isinstance(error, PermissionError):
+        return EnvironmentLacks(
+            f"socket {path}: no permission for {error.filename or folder}:"
+            " choose another path or run as a user who may write there"
+        )
+    return EnvironmentLacks(f"socket {path} cannot be made: {error.strerror}")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _file_id(path: str) -> tuple[int, int]:
+    return _identity(os.lstat(path))
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
