@@ -24,6 +24,13 @@ struct burst {
     struct counters counters[PORT_COUNT_MAX];
 };
 
+static inline void burst_init(struct burst *burst, struct fabric *fabric)
+{
+    burst->fabric = fabric;
+    burst->sent.span = burst->sent_span;
+    burst->room.span = burst->room_span;
+}
+
 enum delivery { DELIVERED, NO_RECEIVER, FULL, TOO_BIG };
 
 ALWAYS_INLINE void count(struct burst *burst, const struct port *port, enum counter counter,
@@ -41,14 +48,20 @@ static inline void port_break(struct port *port, const struct ring *ring)
     (void)told; /* our own eventfd: full only where it is readable anyway */
 }
 
-static inline void ring_complete(struct ring *ring)
+static inline void ring_call(struct ring *ring)
 {
     const uint64_t one = 1;
-    if (!split_publish(ring) || ring->call_fd < 0 || !split_wants_call(ring))
+    if (ring->call_fd < 0)
         return;
     ring->calls++;
     ssize_t told = write(ring->call_fd, &one, sizeof one);
     (void)told; /* full: the guest has a signal waiting already */
+}
+
+static inline void ring_complete(struct ring *ring)
+{
+    if (split_publish(ring) && split_wants_call(ring))
+        ring_call(ring);
 }
 
 /* A ring that other workers fill too is held until it has been published; others wait for the
@@ -130,6 +143,8 @@ ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint
     struct ring *ring = port_receiver(port, queue);
     if (ring == NULL)
         return NO_RECEIVER;
+    if (size > ring->frame_size_max)
+        return TOO_BIG;
     ring_lock(ring);
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + size;
@@ -230,6 +245,21 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     return true;
 }
 
+/* A frame of our own, as if `from` had sent it: to its peer, or to all other ports. */
+static inline void inject(struct burst *burst, struct port *from, const uint8_t *frame,
+                          uint32_t size)
+{
+    struct span span = {.host = (uint8_t *)frame, .size = size};
+    struct cursor cursor = {.span = &span};
+    for (uint32_t i = 0; i < burst->fabric->port_count; i++) {
+        struct port *to = burst->fabric->port[i];
+        bool patched = burst->fabric->policy == POLICY_LEARN || to == from->peer;
+        if (to != from && patched && to->receiver_count > 0)
+            count_loss(burst, from, to, deliver(burst, to, 0, cursor, size, 16));
+    }
+    publish_touched(burst);
+}
+
 /* A descriptor of the common shape: checked, and wholly in one region. */
 struct direct {
     uint8_t *host;
@@ -281,7 +311,7 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
     uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES), i;
     for (i = 0; i < limit; i++) {
         uint32_t size = sent[i].size - skip;
-        if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > FRAME_SIZE_MAX ||
+        if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
                      room[i].size < header_size + size))
             break;
         if (unlikely(*(const volatile u64_any *)sent[i].host & NET_HEADER_OFFLOADS))

@@ -34,6 +34,7 @@ struct ring {
     uint64_t used_log; /* the used ring's address for the log (VHOST_VRING_F_LOG) */
     uint32_t size;     /* entries, a power of two */
     uint32_t header_size;
+    uint32_t frame_size_max; /* what the guest may be sent: its MTU, where it took one */
     bool marks_used;
     bool event_idx;
     bool indirect;

@@ -41,8 +41,6 @@ static inline void worker_init(struct worker *worker)
     pthread_cond_init(&worker->changed, NULL);
     worker->resting = true;
     worker->word = WORKER_REST;
-    worker->burst.sent.span = worker->burst.sent_span;
-    worker->burst.room.span = worker->burst.room_span;
 }
 
 /* The control plane's side. Returns when a worker that was told to rest or to stop does. */

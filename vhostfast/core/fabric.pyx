@@ -63,6 +63,8 @@ cdef extern from "worker.h" nogil:
     struct burst:
         fabric *fabric
         counters counters[0]
+    void burst_init(burst *burst, fabric *fabric)
+    void inject(burst *burst, port *sender, const uint8_t *frame, uint32_t size)
     ctypedef uint32_t (*burst_function)(burst *, source *)
     struct worker:
         int mode
@@ -103,6 +105,7 @@ COUNTERS = (  # enum counter
     "rx_packets", "rx_bytes", "rx_dropped_malformed", "rx_dropped_no_receiver", "rx_filtered",
     "tx_packets", "tx_bytes", "tx_dropped_full", "tx_dropped_too_big",
 )
+EVENTS = ("connections", "connections_refused", "messages_refused", "faults")
 assert len(COUNTERS) == COUNTER_COUNT
 assert len(LEVELS) == LEVEL_COUNT
 
@@ -129,6 +132,7 @@ cdef class Port:
     cdef readonly str name
     cdef readonly Fabric fabric
     cdef readonly dict rings
+    cdef dict events
 
     def __cinit__(self, Fabric fabric, str name, uint32_t index):
         self.c = <port *>allocate(sizeof(port))
@@ -138,6 +142,7 @@ cdef class Port:
         self.fabric = fabric
         self.name = name
         self.rings = {}
+        self.events = dict.fromkeys(EVENTS, 0)
 
     def __dealloc__(self):
         if self.c != NULL and self.c.event_fd >= 0:
@@ -176,18 +181,23 @@ cdef class Port:
         self.c.fault = 0
         fdb_forget_port(&self.fabric.c.fdb, self.c.index)
 
+    def count(self, str event):
+        self.events[event] += 1
+
     def counters(self):
         cdef Worker worker
         total = dict.fromkeys(COUNTERS, 0)
-        for worker in self.fabric.workers:
-            for i, name in enumerate(COUNTERS):
+        for i, name in enumerate(COUNTERS):
+            total[name] = self.fabric.control.counters[self.c.index].value[i]
+            for worker in self.fabric.workers:
                 total[name] += worker.c.burst.counters[self.c.index].value[i]
-        return total
+        return total | self.events
 
 
 @cython.final
 cdef class Fabric:
     cdef fabric *c
+    cdef burst *control  # the control plane's own hands
     cdef readonly str forward
     cdef dict ports_by_index
     cdef list workers
@@ -196,12 +206,15 @@ cdef class Fabric:
         if forward not in POLICIES:
             raise ValueError(f"forward is {forward!r}, must be one of {', '.join(POLICIES)}")
         self.c = <fabric *>allocate(sizeof(fabric))
+        self.control = <burst *>allocate(sizeof(burst))
+        burst_init(self.control, self.c)
         self.c.policy = POLICIES.index(forward)
         self.forward = forward
         self.ports_by_index = {}
         self.workers = []
 
     def __dealloc__(self):
+        free(self.control)
         free(self.c)
 
     @property
@@ -261,9 +274,14 @@ cdef class Fabric:
         """The receive rings that frames of a transmit ring may reach."""
         if self.forward == "learn":
             return [r for other in self.ports if other is not port for r in other.receivers]
-        target = {"loopback": port, "patch": self.ports_by_index.get(port.index ^ 1)}.get(self.forward)
+        peer = self.ports_by_index.get(port.index ^ 1)
+        target = {"loopback": port, "patch": peer}.get(self.forward)
         receivers = target.receivers if target is not None else []
         return [receivers[ring.index // 2 % len(receivers)]] if receivers else []
+
+    def inject(self, Port port not None, const uint8_t[::1] frame not None):
+        """Send a frame as if the port's guest had. The workers rest meanwhile."""
+        inject(self.control, port.c, &frame[0], <uint32_t>frame.shape[0])
 
     def age(self, uint8_t limit):
         fdb_age(&self.c.fdb, limit)
@@ -298,7 +316,7 @@ cdef class Worker:
         worker_init(self.c)
         self.c.mode = MODES.index(mode)
         self.c.forward = burst_at(LEVELS.index(level))
-        self.c.burst.fabric = fabric.c
+        burst_init(&self.c.burst, fabric.c)
         self.c.spin_cycles = <uint64_t>(cycles_per_second() * SPIN_SECONDS)
         self.c.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.c.epoll_fd = epoll_create1(EPOLL_CLOEXEC)

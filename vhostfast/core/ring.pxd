@@ -19,6 +19,7 @@ cdef extern from "ring.h" nogil:
         uint64_t used_log
         uint32_t size
         uint32_t header_size
+        uint32_t frame_size_max
         bint marks_used
         bint event_idx
         bint indirect

@@ -9,8 +9,6 @@ from libc.stdint cimport int32_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-import os
-
 import numpy as np
 
 from vhostfast.core.memory cimport region, region_of_uva
@@ -24,6 +22,8 @@ cdef extern from "ring.h" nogil:
     enum:
         CACHE_LINE
         FAULT_COUNT
+        FRAME_SIZE_MAX
+        NET_HEADER_SIZE
         DEVICE_READS
         POP_GOT
         POP_BROKEN
@@ -68,6 +68,7 @@ cdef extern from "forward.h" nogil:
 
     uint32_t take_room(burst *burst, ring *ring, uint64_t size, delivery *why)
     void push_room(burst *burst, ring *ring, uint32_t count, uint64_t size)
+    void ring_call(ring *ring)
     void ring_complete(ring *ring)
 
 
@@ -101,7 +102,8 @@ cdef class Ring:
 
     def start(self, GuestMemory memory not None, *, uint32_t size, uint64_t desc, uint64_t used,
               uint64_t avail, bint event_idx=False, bint indirect=False, bint mergeable=False,
-              uint32_t header_size=12, int call_fd=-1, int kick_fd=-1, Log log=None, used_log=None):
+              uint32_t header_size=NET_HEADER_SIZE, uint32_t frame_size_max=FRAME_SIZE_MAX,
+              int call_fd=-1, int kick_fd=-1, Log log=None, used_log=None):
         if self.running:
             raise RuntimeError(f"ring {self.index} runs already")
         self.c.size = size
@@ -109,6 +111,7 @@ cdef class Ring:
         self.c.indirect = indirect
         self.c.mergeable = mergeable
         self.c.header_size = header_size
+        self.c.frame_size_max = min(frame_size_max, <uint32_t>FRAME_SIZE_MAX)
         self.c.call_fd = call_fd
         self.kick_fd = kick_fd
         self.areas = (desc, avail, used)
@@ -153,16 +156,22 @@ cdef class Ring:
         self.place(memory)
 
     def set_call(self, int fd):
-        cdef uint64_t one = 1
         self.c.call_fd = fd
-        if fd >= 0:
-            os.write(fd, one.to_bytes(8, "little"))
+        ring_call(self.c)
 
     def set_log(self, Log log, used_log):
         self.log = log
         self.c.marker.log = NULL if log is None else &log.c
         self.c.marks_used = log is not None and used_log is not None
         self.c.used_log = 0 if used_log is None else used_log
+
+    @property
+    def call_fd(self):
+        return self.c.call_fd
+
+    @property
+    def used_log(self):
+        return self.c.used_log if self.c.marks_used else None
 
     @property
     def base(self):

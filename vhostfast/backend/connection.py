@@ -1,0 +1,176 @@
+"""One front-end's connection: receive, decode, apply, reconcile, reply, in this order only.
+
+Nothing is acknowledged before the world is so. Whatever the front-end does wrong ends the
+connection with a reason in the log and a count, or is refused where it asked for an answer;
+whatever its guest does wrong ends it too. Neither touches another port.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from vhostfast.backend.channel import Channel, RawMessage, close_fds
+from vhostfast.backend.reconcile import Dataplane, World
+from vhostfast.errors import Disconnected, ProtocolError
+from vhostfast.protocol.features import Offer
+from vhostfast.protocol.message import Message, Request, decode
+from vhostfast.protocol.session import Session
+
+logger = logging.getLogger("vhostfast")
+
+MESSAGES_AT_ONCE = 64  # then another connection has its turn
+_EVENTFD_REQUESTS = {
+    Request.SET_VRING_KICK,
+    Request.SET_VRING_CALL,
+    Request.SET_VRING_ERR,
+    Request.SET_LOG_FD,
+}
+
+
+class Backend(Dataplane, Protocol):
+    """What a connection serves: a dataplane that can be told more than rings."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why the guest's rings were given up, if they were."""
+
+    @property
+    def event_fd(self) -> int:
+        """Readable once there is a fault."""
+
+    def count(self, event: str) -> None:
+        """One more of a named event."""
+
+    def announce(self, mac: bytes) -> None:
+        """The guest with this address is behind this port now (SEND_RARP)."""
+
+    def reset(self) -> None:
+        """The front-end has left."""
+
+
+class Connection:
+    """Serves the front-end on `sock`, which it owns. Must be made in a running event loop."""
+
+    def __init__(self, sock: socket.socket, backend: Backend, offer: Offer) -> None:
+        self.backend = backend
+        self.session = Session(offer)
+        self._channel = Channel(sock)
+        self._world = World(backend)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+
+    async def serve(self) -> str:
+        """Until the front-end leaves or breaks a rule; returns the reason, which is logged too."""
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        self._loop.add_reader(self.backend.event_fd, self._faulted)
+        self.backend.count("connections")
+        try:
+            reason = await self._ended
+            logger.info("%s: disconnected: %s", self.backend.name, reason)
+            return reason
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self.backend.event_fd)
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._world.close()
+        self.backend.reset()
+        close_fds(self.session.fds())
+        self._channel.close()
+
+    def _end(self, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
+    # --- What wakes us ----------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(MESSAGES_AT_ONCE):
+                raw = None if self._ended.done() else self._channel.receive()
+                if raw is None:
+                    return
+                self._handle(raw)
+        except Disconnected as error:
+            self._end(str(error))
+        except ProtocolError as error:
+            self._refused(error)
+            self._end(str(error))
+
+    def _writable(self) -> None:
+        try:
+            self._channel.flush()
+        except Disconnected as error:
+            self._end(str(error))
+        if not self._channel.want_write:
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _faulted(self) -> None:
+        os.eventfd_read(self.backend.event_fd)
+        if (fault := self.backend.fault) is not None:
+            self.backend.count("faults")
+            logger.warning("%s: the guest broke its ring: %s", self.backend.name, fault)
+            self._end(f"the guest broke its ring: {fault}")
+
+    # --- A message's path -------------------------------------------------------------------------
+
+    def _handle(self, raw: RawMessage) -> None:
+        try:
+            message = decode(raw.header, raw.payload, raw.fds, self.session)
+            _check_kind(message, raw.fds)
+            self.session.apply(message)
+        except ProtocolError as error:
+            close_fds(raw.fds)
+            self._refused(error)
+            self._answer_no(raw.header, error)
+            return
+        try:
+            self._world.reconcile(self.session)
+        except ProtocolError as error:  # the record can't be made true: nothing can follow
+            self._refused(error)
+            self._answer_no(raw.header, error)
+            self._end(str(error))
+            return
+        self._after(message)
+
+    def _after(self, message: Message) -> None:
+        logger.debug("%s: %s %s", self.backend.name, message.request.name, message.payload)
+        for mac in self.session.rarps:
+            self.backend.announce(mac)
+        self.session.rarps.clear()
+        if (reply := self.session.reply(message)) is not None:
+            self._send(reply)
+        close_fds(self.session.discarded)
+        self.session.discarded.clear()
+
+    def _refused(self, error: ProtocolError) -> None:
+        self.backend.count("messages_refused")
+        logger.warning("%s: refused: %s", self.backend.name, error)
+
+    def _answer_no(self, header: bytes, error: ProtocolError) -> None:
+        answer = self.session.failure(header)
+        if answer is None:
+            self._end(str(error))
+        else:
+            self._send(answer)
+
+    def _send(self, data: bytes) -> None:
+        self._channel.send(data)
+        if self._channel.want_write:
+            self._loop.add_writer(self._channel.fileno(), self._writable)
+
+
+def _check_kind(message: Message, fds: Sequence[int]) -> None:
+    """Kick, call, err and log fds are eventfds: writing to one never blocks nor raises a signal."""
+    if message.request not in _EVENTFD_REQUESTS:
+        return
+    for fd in fds:
+        kind = os.readlink(f"/proc/self/fd/{fd}")
+        if kind != "anon_inode:[eventfd]":
+            raise ProtocolError(message.request.name, "fd", kind, "an eventfd")
+        os.set_blocking(fd, False)

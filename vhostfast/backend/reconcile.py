@@ -1,0 +1,227 @@
+"""Makes the rings match the session: the one file that knows both the protocol and the memory.
+
+Level-triggered. Handlers only record what the front-end said; after every message `reconcile`
+compares the record with the world and acts, so there is no order of messages to get wrong, and a
+reconnect is the same code. In fixed order: map what is new, then while the workers rest stop what
+should not run, swap, (re)start what should; unmap what is old.
+"""
+
+import logging
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from vhostfast.core.memory import GuestMemory, Log
+from vhostfast.core.ring import Ring
+from vhostfast.protocol.features import VirtioFeature
+from vhostfast.protocol.message import VringAddr
+from vhostfast.protocol.session import Session, Vring
+
+logger = logging.getLogger("vhostfast")
+
+HEADER_SIZE_LEGACY = 10
+HEADER_SIZE = 12
+FRAME_OVERHEAD = 18  # Ethernet header and one VLAN tag, over the MTU
+FRAME_SIZE_MAX = 65589
+
+
+class Dataplane(Protocol):
+    """Whoever walks the rings: a switch's port with its workers, or a device's own thread."""
+
+    @property
+    def name(self) -> str: ...
+    def paused(self) -> AbstractContextManager[None]:
+        """Nobody walks a ring inside."""
+
+    def attach(self, ring: Ring) -> None:
+        """From the end of the pause on this ring is walked."""
+
+    def detach(self, ring: Ring) -> None:
+        """No more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a ring can't change without a stop."""
+
+    size: int
+    desc: int
+    used: int
+    avail: int
+    event_idx: bool
+    indirect: bool
+    mergeable: bool
+    header_size: int
+    frame_size_max: int
+    kick_fd: int
+
+
+def shape_of(session: Session, vring: Vring, addr: VringAddr) -> Shape:
+    features = session.features
+    long_header = features & (VirtioFeature.VERSION_1 | VirtioFeature.MRG_RXBUF)
+    has_mtu = session.mtu is not None and VirtioFeature.MTU in features
+    return Shape(
+        size=vring.size,
+        desc=addr.desc,
+        used=addr.used,
+        avail=addr.avail,
+        event_idx=VirtioFeature.EVENT_IDX in features,
+        indirect=VirtioFeature.INDIRECT_DESC in features,
+        mergeable=VirtioFeature.MRG_RXBUF in features,
+        header_size=HEADER_SIZE if long_header else HEADER_SIZE_LEGACY,
+        frame_size_max=(session.mtu or 0) + FRAME_OVERHEAD if has_mtu else FRAME_SIZE_MAX,
+        kick_fd=-1 if vring.kick is None else vring.kick,
+    )
+
+
+class World:
+    """The maps and running rings of one connection."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self.dataplane = dataplane
+        self._memory: tuple[object, GuestMemory | None] = ((), None)
+        self._log: tuple[object, Log | None] = (None, None)
+        self._rings: dict[int, tuple[Shape, Ring]] = {}
+
+    def reconcile(self, session: Session) -> None:
+        """Make it so. Idempotent. Raises ProtocolError for memory that can't be mapped or a ring
+        that doesn't lie in it; the connection then has to end."""
+        memory = self._map_memory(session)
+        log = self._map_log(session)
+        wanted = {
+            index: (shape_of(session, vring, vring.addr), vring)
+            for index, vring in session.vrings.items()
+            if vring.addr is not None and session.wants_running(vring)
+        }
+        if self._matches(wanted, memory, log):
+            return
+        with self.dataplane.paused():
+            for index, (shape, _) in list(self._rings.items()):
+                if index not in wanted or wanted[index][0] != shape:
+                    self._stop(session.vrings.get(index), index)
+            for index, (shape, vring) in wanted.items():
+                if index in self._rings:
+                    self._update(vring, self._rings[index][1], memory, log)
+                elif memory is not None:
+                    self._start(session, shape, vring, memory, log)
+
+    def close(self) -> None:
+        """Stop everything; not a byte is written after it."""
+        if self._rings:
+            with self.dataplane.paused():
+                for index in list(self._rings):
+                    self._stop(None, index)
+        self._memory = ((), None)
+        self._log = (None, None)
+
+    # --- Maps -------------------------------------------------------------------------------------
+
+    def _map_memory(self, session: Session) -> GuestMemory | None:
+        """The map of the session's regions: the one that we have, if it is of the same files."""
+        identity = tuple((region, _file(fd)) for region, fd in session.regions)
+        if identity != self._memory[0]:
+            regions = [(r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in session.regions]
+            self._memory = (identity, GuestMemory(regions) if regions else None)
+        return self._memory[1]
+
+    def _map_log(self, session: Session) -> Log | None:
+        log = session.log
+        identity = log and (_file(log.fd), log.size, log.offset)
+        if identity != self._log[0]:
+            self._log = (identity, log and Log(log.fd, log.size, log.offset))
+        return self._log[1]
+
+    # --- Rings ------------------------------------------------------------------------------------
+
+    def _matches(
+        self, wanted: dict[int, tuple[Shape, Vring]], memory: GuestMemory | None, log: Log | None
+    ) -> bool:
+        return wanted.keys() == self._rings.keys() and all(
+            shape == self._rings[index][0]
+            and _settings(vring, memory, log) == _actual(self._rings[index][1])
+            for index, (shape, vring) in wanted.items()
+        )
+
+    def _stop(self, vring: Vring | None, index: int) -> None:
+        _, ring = self._rings.pop(index)
+        self.dataplane.detach(ring)
+        base = ring.stop()
+        if vring is not None:
+            vring.base = base
+        logger.info("%s: vring %d stopped at %d", self.dataplane.name, index, base)
+
+    def _update(
+        self, vring: Vring, ring: Ring, memory: GuestMemory | None, log: Log | None
+    ) -> None:
+        if memory is not None and ring.memory is not memory:
+            ring.remap(memory)
+        call, _, log, used_log = _settings(vring, memory, log)
+        ring.set_log(log, used_log)
+        if call != ring.call_fd:
+            ring.set_call(call)
+
+    def _start(
+        self, session: Session, shape: Shape, vring: Vring, memory: GuestMemory, log: Log | None
+    ) -> None:
+        name = self.dataplane.name
+        if not self._rings:
+            _warn_if_private(name, session)
+        ring = Ring(vring.index)
+        call, _, log, used_log = _settings(vring, memory, log)
+        ring.start(
+            memory,
+            size=shape.size,
+            desc=shape.desc,
+            used=shape.used,
+            avail=shape.avail,
+            event_idx=shape.event_idx,
+            indirect=shape.indirect,
+            mergeable=shape.mergeable,
+            header_size=shape.header_size,
+            frame_size_max=shape.frame_size_max,
+            kick_fd=shape.kick_fd,
+            call_fd=call,
+            log=log,
+            used_log=used_log,
+        )
+        self._rings[vring.index] = (shape, ring)
+        self.dataplane.attach(ring)
+        if ring.base != vring.base:
+            logger.info(
+                "%s: vring %d: base %s was given, used.idx is %d: going on there",
+                name,
+                vring.index,
+                vring.base,
+                ring.base,
+            )
+        logger.info("%s: vring %d runs, %d entries", name, vring.index, shape.size)
+
+
+def _settings(
+    vring: Vring, memory: GuestMemory | None, log: Log | None
+) -> tuple[int, GuestMemory | None, Log | None, int | None]:
+    """What a ring may change while it runs: call fd, memory, log, where its used ring is logged."""
+    marked = log is not None and vring.addr is not None and vring.addr.flags & VringAddr.F_LOG
+    used_log = vring.addr.log if marked and vring.addr is not None else None
+    return (-1 if vring.call is None else vring.call, memory, log, used_log)
+
+
+def _actual(ring: Ring) -> tuple[int, GuestMemory | None, Log | None, int | None]:
+    return (ring.call_fd, ring.memory, ring.log, ring.used_log)
+
+
+def _file(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _warn_if_private(name: str, session: Session) -> None:
+    """A guest that has come as far as starting a ring has written to its memory; if its file has
+    no page at all, the front-end mapped it privately, and we shall never see a thing."""
+    if session.regions and not any(os.fstat(fd).st_blocks for _, fd in session.regions):
+        logger.warning(
+            "%s: the VM's memory is not shared: nothing was ever written to its file. "
+            "Give QEMU a memory backend with share=on",
+            name,
+        )
