@@ -33,6 +33,10 @@ setup(
     ext_modules=cythonize(
         [extension(path) for path in sorted(Path("vhostfast/core").glob("*.pyx"))],
         build_dir="build/cython",
-        compiler_directives={"language_level": 3, "auto_pickle": False},
+        compiler_directives={
+            "language_level": 3,
+            "auto_pickle": False,
+            "autotestdict": False,
+        },
     )
 )

@@ -127,9 +127,9 @@ class World:
 
     def _map_log(self, session: Session) -> Log | None:
         log = session.log
-        identity = log and (_file(log.fd), log.size, log.offset)
+        identity = None if log is None else (_file(log.fd), log.size, log.offset)
         if identity != self._log[0]:
-            self._log = (identity, log and Log(log.fd, log.size, log.offset))
+            self._log = (identity, None if log is None else Log(log.fd, log.size, log.offset))
         return self._log[1]
 
     # --- Rings ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from vhostfast.core.ring import FAULTS as FAULTS
 from vhostfast.core.ring import Ring
 
 POLICIES: Final[tuple[str, ...]]
@@ -93,7 +94,9 @@ class Worker:
     fabric: Fabric
     mode: str
     level: str
-    def __new__(cls, fabric: Fabric, mode: str = "adaptive", level: str | None = None) -> Worker: ...
+    def __new__(
+        cls, fabric: Fabric, mode: str = "adaptive", level: str | None = None
+    ) -> Worker: ...
     def run(self) -> None:
         """The loop, without the GIL, until `stop`. For a thread of its own."""
 

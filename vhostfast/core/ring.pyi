@@ -1,12 +1,14 @@
 """A virtqueue as the back-end walks it; virtio 1.3, 2.7."""
 
 from collections.abc import Iterable
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vhostfast.core.memory import GuestMemory, Log
+
+FAULTS: Final[tuple[str, ...]]
 
 @final
 class Ring:
