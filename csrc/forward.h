@@ -268,6 +268,15 @@ struct direct {
     uint32_t head;
 };
 
+/* Two calls, for the compiler wants the kind of access as a literal. */
+ALWAYS_INLINE void prefetch(const uint8_t *at, const enum direction direction)
+{
+    if (direction == DEVICE_WRITES)
+        __builtin_prefetch(at, 1);
+    else
+        __builtin_prefetch(at, 0);
+}
+
 /* Look ahead, taking nothing, at up to `wanted` chains; stop at the first that isn't one direct
  * descriptor. */
 ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uint32_t wanted,
@@ -285,8 +294,8 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
         uint8_t *host = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
         if (unlikely(desc.flags != direction || host == NULL || desc.len > reach))
             return i;
-        __builtin_prefetch(host, direction == DEVICE_WRITES);
-        __builtin_prefetch(host + CACHE_LINE, direction == DEVICE_WRITES);
+        prefetch(host, direction);
+        prefetch(host + CACHE_LINE, direction);
         direct[i] = (struct direct){.host = host, .gpa = desc.addr, .size = desc.len, .head = head};
     }
     return limit;

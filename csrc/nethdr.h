@@ -21,7 +21,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 static inline bool nethdr_read(struct cursor *cursor, const struct chain *chain,
                                uint32_t header_size, uint32_t *frame_size)
 {
-    uint8_t header[NET_HEADER_SIZE];
+    uint8_t header[NET_HEADER_SIZE] = {0};
     if (chain->size < header_size + FRAME_SIZE_MIN || chain->size > header_size + FRAME_SIZE_MAX)
         return false;
     cursor_read(cursor, header, header_size);
