@@ -9,7 +9,7 @@
  *      used.idx: a call is not lost
  *   D  avail_event, full fence, our look at avail.idx   | avail.idx, full fence, driver's look at
  *      avail_event: a kick is not lost
- *   E  bytes, full fence, log bit      -> front-end's exchange of the word, then its copy of the page
+ *   E  bytes, full fence, log bit   -> front-end's exchange of the word, then its copy of the page
  */
 #ifndef VHOSTFAST_SYNC_H
 #define VHOSTFAST_SYNC_H

@@ -1,0 +1,186 @@
+"""The rules of the house, one table a rule. A budget is raised by a commit that says why."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = (".py", ".pyx", ".pxd", ".pyi", ".h", ".c")
+
+
+def files(*patterns: str, suffixes: tuple[str, ...] = CODE) -> list[Path]:
+    """Files below the project's root that match, paths relative to it."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path.relative_to(ROOT) for path in found if path.suffix in suffixes)
+
+
+def text(path: Path) -> str:
+    return (ROOT / path).read_text()
+
+
+def lines(path: Path) -> list[str]:
+    return text(path).splitlines()
+
+
+def imports(path: Path) -> list[str]:
+    """The modules that a Python or Cython file imports, wherever the statement stands."""
+    pattern = r"^\s*(?:from\s+([\w.]+)\s+c?import\s+(\(?[\w, ]*)|c?import\s+([\w., ]+))"
+    names = []
+    for module, members, plain in re.findall(pattern, text(path), re.MULTILINE):
+        if module == "vhostfast":
+            names += [f"vhostfast.{name.strip()}" for name in members.strip("(").split(",")]
+        else:
+            names += [name.split(" as ")[0].strip() for name in (module or plain).split(",")]
+    return names
+
+
+# --- Layers: cli -> switch, bench, audit -> device -> backend, driver -> protocol | core -> csrc
+
+LAYERS = {
+    "errors": set(),
+    "protocol": {"errors"},
+    "core": {"errors"},
+    "driver": {"errors", "protocol", "core"},
+    "backend": {"errors", "protocol", "core"},
+    "device": {"errors", "protocol", "core", "backend"},
+    "switch": {"errors", "protocol", "core", "backend", "device"},
+    "bench": {"errors", "protocol", "core", "backend", "device", "driver"},
+    "audit": {"errors", "protocol", "core", "backend", "device", "driver"},
+}
+LAYERS["cli"] = set(LAYERS)
+MODULES = files("vhostfast/**/*", suffixes=(".py", ".pyx", ".pxd"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_down(path):
+    layer = path.parts[1].removesuffix(".py")
+    below = LAYERS.get(layer, set(LAYERS)) | {layer}  # only the package's own __init__ has none
+    imported = {name.split(".")[1] for name in imports(path) if name.startswith("vhostfast.")}
+    assert imported <= below
+
+
+def test_one_file_of_the_backend_knows_both_halves():
+    def halves(path: Path) -> set[str]:
+        return {name.split(".")[1] for name in imports(path) if name.startswith("vhostfast.")}
+
+    both = {
+        path.name for path in files("vhostfast/backend/*") if halves(path) >= {"protocol", "core"}
+    }
+    assert both <= {"reconcile.py"}
+
+
+# What a pure module may know: values and types. No socket, mmap, clock, log, thread or os.
+PURE = {
+    "__future__", "collections", "collections.abc", "contextlib", "dataclasses", "enum",
+    "functools", "itertools", "operator", "struct", "types", "typing",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", files("vhostfast/protocol/*.py", "vhostfast/errors.py"), ids=str)
+def test_protocol_is_pure(path):
+    assert {name for name in imports(path) if not name.startswith("vhostfast.")} <= PURE
+
+
+def test_import_is_light():
+    heavy = {"asyncio", "typer", "click", "rich", "numpy", "multiprocessing"}
+    command = "import sys, vhostfast; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, check=True, text=True
+    )
+    assert not heavy & set(run.stdout.split())
+
+
+def test_few_public_names():
+    command = "import vhostfast; print(*(n for n in vars(vhostfast) if not n.startswith('_')))"
+    run = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, check=True, text=True
+    )
+    assert len(run.stdout.split()) <= 20
+
+
+# --- Each file has its place
+
+
+def test_no_file_is_named_for_nothing():
+    vague = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+    assert not {path for path in files("**/*") if path.stem in vague and path.parts[0][0] != "."}
+
+
+# --- Words that have one place, or none: pattern, where it is looked for, where it may stand, why
+
+BANNED = [
+    (r"__atomic_|__sync_|atomic_\w+\(|stdatomic", "csrc/*", "csrc/sync.h", "one file names orders"),
+    (r"Python\.h", "csrc/*", "", "csrc is fuzzed and sanitized without Python"),
+    (r"-march=|-mtune=|-mcpu=", "[Mps]*[!d]", "", "one build runs anywhere"),
+    (r"pytest\.(skip|xfail|importorskip)|mark\.(skip|xfail)", "tests/**/*", "", "fix or delete"),
+    (r"unittest\.mock|MagicMock", "tests/**/*", "tests/test_house.py", "fakes and real peers"),
+    (r"^\s*include\b", "vhostfast/**/*.pyx", "", "modules by owner and C headers"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "where", "except_in", "why"), BANNED)
+def test_banned_words(pattern, where, except_in, why):
+    suffixes = (*CODE, ".toml", "")
+    for path in files(where, suffixes=suffixes):
+        if (ROOT / path).is_file() and str(path) != except_in:
+            assert not re.search(pattern, text(path), re.MULTILINE), f"{path}: {why}"
+
+
+# --- Budgets, in lines
+
+BUDGETS = [
+    ("csrc", 1800, files("csrc/*.h")),
+    ("Cython", 1000, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
+    ("Python", 1700, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("setup.py", 40, files("setup.py")),
+]
+NOT_COUNTED = {"driver.h", "driver.pyx", "driver.pxd"}  # a front-end: with tests and bench
+FILE_LINES, FUNCTION_LINES, LINE_COLUMNS, FUNCTION_MEDIAN = 600, 70, 100, 15
+
+FUNCTION = {
+    ".py": r"\s*(async )?def ",
+    ".pyx": r"\s*(async )?(def|cdef|cpdef) .*\(",
+    ".h": r"[a-zA-Z_][^;=]*\(",
+    ".c": r"[a-zA-Z_][^;=]*\(",
+}
+SOURCES = files("csrc/*", "vhostfast/**/*", "tests/**/*", "bench/**/*", "examples/*", "*.py")
+
+
+def function_lengths(path: Path) -> dict[str, int]:
+    """Lines of each function, by its first line: it ends where the indentation falls back."""
+    found: dict[str, int] = {}
+    open_at: list[tuple[int, int, str]] = []  # indentation, line, first line
+    for number, line in enumerate([*lines(path), "."]):
+        stripped = line.lstrip()
+        if not stripped or re.match(r"[)\]{}]", stripped):
+            continue
+        indentation = len(line) - len(stripped)
+        while open_at and indentation <= open_at[-1][0]:
+            _, start, name = open_at.pop()
+            body = lines(path)[start:number]
+            found[name] = max(i for i, text in enumerate(body, 1) if text.strip())
+        if path.suffix in FUNCTION and re.match(FUNCTION[path.suffix], line):
+            open_at.append((indentation, number, f"{path}:{number + 1}: {stripped}"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "limit", "paths"), BUDGETS, ids=[row[0] for row in BUDGETS])
+def test_budget(name, limit, paths):
+    counted = {str(path): len(lines(path)) for path in paths if path.name not in NOT_COUNTED}
+    assert sum(counted.values()) <= limit, counted
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_file_line_and_function_length(path):
+    assert len(lines(path)) <= FILE_LINES
+    assert not [row for row in enumerate(lines(path), 1) if len(row[1]) > LINE_COLUMNS]
+    assert not {name: n for name, n in function_lengths(path).items() if n > FUNCTION_LINES}
+
+
+def test_functions_are_short_as_a_rule():
+    lengths = [n for path in SOURCES for n in function_lengths(path).values()]
+    assert median(lengths) < FUNCTION_MEDIAN
