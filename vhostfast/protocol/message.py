@@ -124,6 +124,8 @@ EMPTY = Empty()
 
 @dataclass(frozen=True, slots=True)
 class U64(Payload):
+    """A number: a set of feature bits, a count, a device status, or an acknowledgement."""
+
     value: int
 
     LAYOUT = Struct("=Q")
@@ -131,7 +133,7 @@ class U64(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Mtu(U64):
-    """NET_SET_MTU: bytes, as virtio bounds them (1.3, 5.1.4.1)."""
+    """The largest packet without its header, in bytes: 68 to 65535 (virtio 1.3, 5.1.4.1)."""
 
     def __post_init__(self) -> None:
         require(68 <= self.value <= 65535, "mtu", self.value, "68 to 65535")
@@ -139,7 +141,7 @@ class Mtu(U64):
 
 @dataclass(frozen=True, slots=True)
 class Mac(Payload):
-    """SEND_RARP: the guest's MAC, in the order of the wire; two bytes of padding are ignored."""
+    """A guest's MAC, not multicast, not zero, in wire order; two bytes of padding are ignored."""
 
     address: bytes
 
@@ -159,7 +161,7 @@ class OfVring(Payload):
 
 @dataclass(frozen=True, slots=True)
 class VringState(OfVring):
-    """A vring and a number. As GET_VRING_BASE's request `num` is junk with some front-ends."""
+    """A vring and its base. In the request of GET_VRING_BASE the base is junk with some."""
 
     num: int
 
@@ -168,7 +170,7 @@ class VringState(OfVring):
 
 @dataclass(frozen=True, slots=True)
 class VringSize(VringState):
-    """SET_VRING_NUM: entries, virtio 1.3, 2.7."""
+    """A vring and its entries: a power of two, 1 to 32768 (virtio 1.3, 2.7)."""
 
     def __post_init__(self) -> None:
         good = 1 <= self.num <= VRING_SIZE_MAX and self.num & (self.num - 1) == 0
@@ -177,7 +179,7 @@ class VringSize(VringState):
 
 @dataclass(frozen=True, slots=True)
 class VringBase(VringState):
-    """SET_VRING_BASE: the avail index to resume at; it runs free modulo 65536."""
+    """A vring and the avail index to resume at: 0 to 65535, for it runs free modulo 65536."""
 
     def __post_init__(self) -> None:
         require(self.num <= 0xFFFF, "base", self.num, "0 to 65535")
@@ -185,7 +187,7 @@ class VringBase(VringState):
 
 @dataclass(frozen=True, slots=True)
 class VringEnable(VringState):
-    """SET_VRING_ENABLE: 0 or 1."""
+    """A vring and 0 or 1."""
 
     def __post_init__(self) -> None:
         require(self.num <= 1, "enable", self.num, "0 or 1")
@@ -193,7 +195,10 @@ class VringEnable(VringState):
 
 @dataclass(frozen=True, slots=True)
 class VringAddr(OfVring):
-    """SET_VRING_ADDR: UVAs of the three areas; `log` is the GPA of the used ring, for marking."""
+    """UVAs of the three areas: `desc` a multiple of 16, `used` of 4, `avail` of 2.
+
+    `flags` is 0, or 1 (F_LOG): writes to the used ring are logged, as if it began at GPA `log`.
+    """
 
     flags: int
     desc: int
@@ -213,7 +218,7 @@ class VringAddr(OfVring):
 
 @dataclass(frozen=True, slots=True)
 class VringFile(OfVring):
-    """SET_VRING_KICK, CALL, ERR: on the wire bits 0-7 index, bit 8 "no fd comes", rest 0."""
+    """A vring and whether an fd comes. On the wire: bits 0-7 index, bit 8 no fd, the rest 0."""
 
     has_fd: bool
 
@@ -258,9 +263,8 @@ class Region(Payload):
 
 @dataclass(frozen=True, slots=True)
 class MemoryTable(Payload):
-    """SET_MEM_TABLE: 1 to 8 regions, apart in guest-physical memory, a file each, in order.
-
-    Two regions may have one UVA: guests do alias memory.
+    """1 to 8 regions, an fd each in the same order. None empty, none past the end of 64 bits (of
+    its file: 63), no two at one GPA. Two may have one UVA: guests do alias memory.
     """
 
     regions: tuple[Region, ...]
@@ -299,7 +303,7 @@ class MemoryTable(Payload):
 
 @dataclass(frozen=True, slots=True)
 class LogBase(Payload):
-    """SET_LOG_BASE, request and reply: where in its file the migration log lies."""
+    """Where in its file the migration log lies: not empty, at a multiple of 4096."""
 
     mmap_size: int
     mmap_offset: int
