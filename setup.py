@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 sanitize = os.environ.get("VHOSTFAST_SANITIZE")
 flags = ["-std=gnu11", "-O3", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function"]
 link: list[str] = []
+DIRECTIVES = {"language_level": 3, "auto_pickle": False, "autotestdict": False}
 if sanitize:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]
     link += [f"-fsanitize={sanitize}"]
@@ -33,10 +34,6 @@ setup(
     ext_modules=cythonize(
         [extension(path) for path in sorted(Path("vhostfast/core").glob("*.pyx"))],
         build_dir="build/cython",
-        compiler_directives={
-            "language_level": 3,
-            "auto_pickle": False,
-            "autotestdict": False,
-        },
+        compiler_directives=DIRECTIVES,
     )
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from vhostfast.errors import EnvironmentLacks
-from vhostfast.switch.ports.vhost_user import Connector, Listener
+from vhostfast.device.endpoint import Connector, Listener
 
 LISTEN_ON = (
     "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()"
@@ -339,7 +339,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_without_permission() -> None:
     """Played by a user who is not root; tmp_path is no place for one, its parents are 0700."""
     code = (
-        "import os, sys; from vhostfast.switch.ports.vhost_user import Listener\n"
+        "import os, sys; from vhostfast.device.endpoint import Listener\n"
         "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "Listener('vm0', *eval(sys.argv[1]))"
     )

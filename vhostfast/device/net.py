@@ -1,0 +1,101 @@
+"""A network device in Python: subclass NetDevice, define `receive`, and `serve` it on a socket.
+
+Each device has a worker of its own: a thread that sleeps until the guest kicks, so a slow device
+holds up nobody but its guest. Packets are numpy arrays, private copies: neither the guest nor
+another thread changes one while it is looked at.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vhostfast.backend.connection import Connection
+from vhostfast.device.endpoint import Connector, Listener
+from vhostfast.device.worker import DeviceWorker
+from vhostfast.protocol.features import Offer
+
+Packet = NDArray[np.uint8]
+
+COUNTERS = (
+    "rx_packets",
+    "tx_packets",
+    "tx_dropped_full",
+    "connections",
+    "messages_refused",
+    "faults",
+)
+BACKLOG_MAX = 4096  # packets that wait for the guest's buffers; more are dropped and counted
+
+
+class NetDevice:
+    """A virtio-net device with one queue pair or more (virtio 1.3, 5.1).
+
+    Define `receive`; call `send`, in it or from any thread. Packets are Ethernet frames without
+    virtio header: uint8 arrays of shape (bytes,).
+    """
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.backlog: deque[Packet] = deque()
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.wake_fd)
+
+    def receive(self, packets: list[Packet]) -> None:
+        """Called on the device's thread with what the guest sent, in order. Here: drop it."""
+
+    def send(self, packets: Iterable[Packet]) -> None:
+        """Queue frames of 14 to 65589 bytes for the guest, in order. Raises ValueError for another
+        size or type. Beyond BACKLOG_MAX that wait for buffers, frames are dropped and counted."""
+        for packet in packets:
+            if packet.dtype != np.uint8 or packet.ndim != 1 or not 14 <= packet.size <= 65589:
+                raise ValueError(
+                    f"a packet is {packet.dtype}{list(packet.shape)}, must be uint8, one dimension,"
+                    " 14 to 65589 bytes"
+                )
+            if len(self.backlog) < BACKLOG_MAX:
+                self.backlog.append(np.ascontiguousarray(packet))
+            else:
+                self.counters["tx_dropped_full"] += 1
+        os.eventfd_write(self.wake_fd, 1)
+
+
+async def serve_device(
+    device: NetDevice, path: str, *, client: bool = False, mode: int = 0o600
+) -> None:
+    """Offer the device on a unix socket, to one front-end after the other, until cancelled.
+
+    `client`: connect to a socket that the front-end listens on. Raises EnvironmentLacks if the
+    socket can't be made.
+    """
+    worker = DeviceWorker(os.path.basename(path), device)
+
+    async def serve(sock: socket.socket) -> str:
+        return await Connection(sock, worker, Offer.net()).serve()
+
+    try:
+        with Connector(worker.name, path) if client else Listener(worker.name, path, mode) as end:
+            await end.run(serve)
+    finally:
+        worker.close()
+
+
+def serve(device: NetDevice, path: str, *, client: bool = False, mode: int = 0o600) -> None:
+    """`serve_device` for a program that does nothing else: until SIGINT or SIGTERM."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(serve_device(device, path, client=client, mode=mode))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    asyncio.run(main())

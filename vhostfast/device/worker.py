@@ -1,0 +1,147 @@
+"""The thread that carries packets between one guest's rings and a device in Python."""
+
+import logging
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vhostfast.core.ring import Ring
+
+logger = logging.getLogger("vhostfast")
+
+
+class Device(Protocol):
+    """What the worker needs of a device; see net.NetDevice."""
+
+    counters: dict[str, int]
+    backlog: deque[NDArray[np.uint8]]
+    wake_fd: int
+
+    def receive(self, packets: list[NDArray[np.uint8]]) -> None: ...
+
+
+class DeviceWorker:
+    """What a connection sees as its back-end (`connection.Backend`).
+
+    The lock is held while rings are walked, never while the device's own code runs: however slow
+    that is, a control message doesn't wait for it.
+    """
+
+    def __init__(self, name: str, device: Device) -> None:
+        self.name = name
+        self.fault: str | None = None
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._device = device
+        self._lock = threading.Lock()
+        self._rings: dict[int, Ring] = {}
+        self._poll = select.epoll()
+        self._watch(device.wake_fd)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"vhostfast-{name}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread; waits for the device's `receive` to return."""
+        self._stopping = True
+        self._wake()
+        self._thread.join()
+        self._poll.close()
+        os.close(self.event_fd)
+
+    # --- What a connection calls ------------------------------------------------------------------
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nobody walks a ring inside; afterwards each is looked at once, unasked."""
+        with self._lock:
+            yield
+        self._wake()
+
+    def attach(self, ring: Ring) -> None:
+        self._rings[ring.index] = ring
+        if ring.kick_fd >= 0:
+            self._watch(ring.kick_fd)
+
+    def detach(self, ring: Ring) -> None:
+        del self._rings[ring.index]
+        if ring.kick_fd >= 0:
+            self._poll.unregister(ring.kick_fd)
+
+    def count(self, event: str) -> None:
+        self._device.counters[event] += 1
+
+    def announce(self, mac: bytes) -> None:
+        """Nobody is behind this device who would have to learn the address."""
+
+    def reset(self) -> None:
+        self.fault = None
+
+    # --- The thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            packets = self._take()
+            if packets:
+                self._hand_over(packets)
+            if not self._give() and not packets and not self._more_came():
+                self._poll.poll()
+
+    def _take(self) -> list[NDArray[np.uint8]]:
+        with self._lock:
+            packets = [packet for ring in self._sorted(1) for packet in ring.receive()]
+        self._device.counters["rx_packets"] += len(packets)
+        return packets
+
+    def _hand_over(self, packets: list[NDArray[np.uint8]]) -> None:
+        try:
+            self._device.receive(packets)
+        except Exception as error:
+            logger.exception("%s: the device failed", self.name)
+            self._give_up(f"the device failed: {error!r}")
+
+    def _give(self) -> int:
+        """Fill the guest's buffers with what waits for it; how many packets went."""
+        backlog = self._device.backlog
+        sent = 0
+        with self._lock:
+            for ring in self._sorted(0)[:1]:  # one ring keeps the order
+                while backlog and ring.send([backlog[0]]):
+                    backlog.popleft()
+                    sent += 1
+        self._device.counters["tx_packets"] += sent
+        return sent
+
+    def _more_came(self) -> bool:
+        """Ask for kicks, before going to sleep; whether there is something to do already."""
+        with self._lock:
+            rings = self._sorted(1) + (self._sorted(0) if self._device.backlog else [])
+            more = [
+                ring.want_kicks(True) for ring in rings
+            ]  # each is asked, whatever the first says
+        return any(more)
+
+    def _sorted(self, direction: int) -> list[Ring]:
+        """The rings of one direction (0 to the guest, 1 from it), none once one is broken."""
+        for ring in self._rings.values():
+            if ring.fault is not None:
+                self._give_up(ring.fault)
+                return []
+        return [self._rings[i] for i in sorted(self._rings) if i % 2 == direction]
+
+    def _give_up(self, why: str) -> None:
+        if self.fault is None:
+            self.fault = why
+            os.eventfd_write(self.event_fd, 1)
+
+    def _watch(self, fd: int) -> None:
+        self._poll.register(fd, select.EPOLLIN | select.EPOLLET)  # an edge: nothing to be read
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._device.wake_fd, 1)
