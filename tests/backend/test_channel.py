@@ -13,13 +13,6 @@ from vhostfast.errors import Disconnected, ProtocolError
 MESSAGE = pack("=III", 5, 1, 8) + b"12345678"
 
 
-@pytest.fixture(autouse=True)
-def no_fd_leaks():
-    before = sorted(os.listdir("/proc/self/fd"))
-    yield
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
