@@ -198,7 +198,7 @@ def _take_lock(path: str) -> int:
             owner = os.read(fd, 16).decode(errors="replace").strip() or "?"
             os.close(fd)
             raise EnvironmentLacks(
-                f"socket {path} belongs to another vhostfast switch (pid {owner}):"
+                f"socket {path} belongs to another vhostfast process (pid {owner}):"
                 " stop that one or choose another path"
             ) from None
         # The last owner may have removed the file between our open() and flock().

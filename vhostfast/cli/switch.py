@@ -1,0 +1,103 @@
+"""vhostfast switch: the daemon."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vhostfast.switch.daemon import Summary
+
+
+def switch(
+    port: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:ARG",
+            help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N]. Repeat it.",
+        ),
+    ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="learn|patch|loopback|drop",
+            help="By learned addresses (default); ports two by two; back to the sender; nowhere.",
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="poll|interrupt|adaptive",
+            help="Never sleep; sleep when idle; poll a while, then sleep (default).",
+        ),
+    ] = None,
+    cpus: Annotated[
+        str | None, typer.Option(metavar="0,1", help="CPUs for workers, one each; else one, free.")
+    ] = None,
+    socket_mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Mode of sockets made (default 0600).")
+    ] = None,
+    socket_group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Group of sockets made.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML with the same keys; options given here win."),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="Default info.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Summaries as JSON, one a line.")] = False,
+) -> None:
+    """Forward packets between guests, until SIGTERM or SIGINT.
+
+    Prints a summary of each port's counters at the end, and whenever SIGUSR1 comes.
+    """
+    import asyncio
+    import logging
+
+    from vhostfast.switch.config import configure
+    from vhostfast.switch.daemon import run
+
+    options = {
+        "port": port,
+        "forward": forward,
+        "mode": mode,
+        "cpus": cpus,
+        "socket-mode": socket_mode,
+        "socket-group": socket_group,
+        "log-level": log_level,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    settled = configure(given, config)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", level=settled.log_level.upper()
+    )
+    asyncio.run(run(settled, _print_json if as_json else _print_lines))
+
+
+def _print_json(summary: "Summary") -> None:
+    from dataclasses import asdict
+
+    print(json.dumps(asdict(summary)), flush=True)
+
+
+def _print_lines(summary: "Summary") -> None:
+    for name, counters in summary.ports.items():
+        print(f"{name}: {describe(counters)}")
+    if summary.packets:
+        each = summary.busy_cycles / summary.packets
+        print(f"workers: {summary.packets} packets, {each:.0f} cycles each")
+    sys.stdout.flush()
+
+
+def describe(counters: dict[str, int]) -> str:
+    """One line for people: what went in and out, then whatever else isn't zero, by its name."""
+    rest = dict(counters)
+    parts = [
+        f"{verb} {rest.pop(side + '_packets')} packets ({rest.pop(side + '_bytes')} bytes)"
+        for side, verb in (("rx", "received"), ("tx", "sent"))
+    ]
+    return ", ".join(parts + [f"{key} {value}" for key, value in rest.items() if value])

@@ -1,0 +1,155 @@
+"""The switch as a process: in which order it starts, what signals do, in which order it ends.
+
+    signal handlers -> sockets -> fabric and workers -> connections     ... and back
+
+Sockets come before the heavy imports, so that whoever starts a guest next finds them: its first
+message waits in the socket for the tenth of a second that the rest takes.
+
+SIGTERM and SIGINT end it, with a summary; SIGUSR1 asks for a summary and nothing else.
+"""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vhostfast.device.endpoint import Connector, Listener, Serve
+from vhostfast.errors import EnvironmentLacks
+from vhostfast.switch.config import Config, PortSpec
+
+log = logging.getLogger("vhostfast")
+
+TEARDOWN_S = 0.5  # for connections to end; SIGTERM to exit is promised within a second
+AGE_TICK_S = 10.0
+AGE_LIMIT_TICKS = 30  # an address unseen for 300 s is forgotten, as IEEE 802.1D has it
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counters since the start: of each port by name, and of all workers together.
+
+    `busy_cycles` are the time-stamp counter's, of turns that moved packets.
+    """
+
+    ports: dict[str, dict[str, int]]
+    busy_cycles: int
+    packets: int
+
+
+class Switch:
+    """Fabric, workers and the connections of one Config's ports. Made in a running event loop."""
+
+    def __init__(self, config: Config) -> None:
+        # Not at the top: numpy and the extensions take longer to load than the sockets may.
+        from vhostfast.backend.worker import Workers
+        from vhostfast.core.fabric import Fabric
+
+        self._config = config
+        self._fabric = Fabric(forward=config.forward)
+        self._ports = [self._fabric.add_port(spec.name) for spec in config.ports]
+        self._workers = Workers(self._fabric, cpus=config.cpus, mode=config.mode)
+
+    def __enter__(self) -> "Switch":
+        self._workers.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.stop()
+
+    def serves(self) -> list[Serve]:
+        """For each port in order, what serves a connected socket."""
+        from vhostfast.backend.connection import Connection
+        from vhostfast.backend.worker import FabricPort
+        from vhostfast.protocol.features import Offer
+
+        def serving(port: FabricPort, offer: Offer) -> Serve:
+            return lambda sock: Connection(sock, port, offer).serve()
+
+        return [
+            serving(FabricPort(port, self._workers), Offer.net(spec.queue_pairs))
+            for port, spec in zip(self._ports, self._config.ports, strict=True)
+        ]
+
+    async def age(self) -> None:
+        """Let the forwarding table forget addresses that nobody uses any more; for ever."""
+        while True:
+            await asyncio.sleep(AGE_TICK_S)
+            self._fabric.age(AGE_LIMIT_TICKS)
+
+    def summary(self) -> Summary:
+        """The counters as they are now; exact once the workers have stopped."""
+        busy_cycles, packets = self._workers.cycles()
+        return Summary({port.name: port.counters() for port in self._ports}, busy_cycles, packets)
+
+
+async def run(config: Config, report: Callable[[Summary], None]) -> None:
+    """Be the switch until SIGTERM or SIGINT. `report` gets a summary at the end and on SIGUSR1.
+
+    Raises EnvironmentLacks or UsageError, before any front-end is served, if it can't be.
+    """
+    ending, asked = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    loop.add_signal_handler(signal.SIGUSR1, asked.set)
+    with contextlib.ExitStack() as stack:
+        sockets = [_open(spec, config, stack) for spec in config.ports]
+        with Switch(config) as switch:
+            jobs = [
+                asyncio.create_task(port.run(serve))
+                for port, serve in zip(sockets, switch.serves(), strict=True)
+            ]
+            jobs += [
+                asyncio.create_task(switch.age()),
+                asyncio.create_task(_report_when(asked, report, switch)),
+            ]
+            await _until(ending, jobs)
+        report(switch.summary())
+
+
+async def _until(ending: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
+    """Wait for `ending`, then cancel the jobs; one that ends by itself is a bug, and raised."""
+    end = asyncio.create_task(ending.wait())
+    await asyncio.wait([end, *jobs], return_when=asyncio.FIRST_COMPLETED)
+    faulty = [job for job in jobs if job.done()]
+    for task in (end, *jobs):
+        task.cancel()
+    _, stuck = await asyncio.wait([end, *jobs], timeout=TEARDOWN_S)
+    if stuck:
+        log.error("%d connections did not end within %s s", len(stuck), TEARDOWN_S)
+    for job in faulty:
+        job.result()
+
+
+async def _report_when(
+    asked: asyncio.Event, report: Callable[[Summary], None], switch: Switch
+) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        report(switch.summary())
+
+
+def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listener | Connector:
+    """A port's socket, which `stack` closes."""
+    port = (
+        Connector(spec.name, spec.path)
+        if spec.client
+        else Listener(spec.name, spec.path, config.socket_mode, _group(config.socket_group))
+    )
+    stack.callback(port.close)
+    return port
+
+
+def _group(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise EnvironmentLacks(
+            f"--socket-group {name}: there is no such group: create it or name another"
+        ) from None
