@@ -100,6 +100,9 @@ class Worker:
     def run(self) -> None:
         """The loop, without the GIL, until `stop`. For a thread of its own."""
 
+    def turn(self) -> int:
+        """One burst from each source, here and now, instead of `run`; packets taken."""
+
     def go(self) -> None: ...
     def rest(self) -> None:
         """Returns when the worker rests, or at once if it doesn't run."""

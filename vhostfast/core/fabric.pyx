@@ -96,6 +96,7 @@ cdef extern from "worker.h" nogil:
     void worker_init(worker *worker)
     void worker_run(worker *worker)
     void worker_tell(worker *worker, int word)
+    uint32_t worker_turn(worker *worker)
 
 
 POLICIES = ("learn", "patch", "loopback", "drop")  # enum policy
@@ -378,6 +379,14 @@ cdef class Worker:
     def run(self):
         with nogil:
             worker_run(self.c)
+
+    def turn(self):
+        cdef uint32_t moved
+        with nogil:
+            worker_tell(self.c, WORKER_GO)
+            moved = worker_turn(self.c)
+            worker_tell(self.c, WORKER_REST)
+        return moved
 
     def go(self):
         worker_tell(self.c, WORKER_GO)

@@ -1,0 +1,32 @@
+"""Each test_*.c here is a test: compiled with ASan and UBSan, no Python in it, run once."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CC = shlex.split(os.environ.get("CC", "gcc"))
+FLAGS = [
+    "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-psabi",
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread",
+    f"-I{ROOT}/csrc",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", sorted(HERE.glob("test_*.c")), ids=lambda path: path.stem)
+def test_c(source: Path, tmp_path: Path) -> None:
+    program = tmp_path / source.stem
+    subprocess.run([*CC, *FLAGS, str(source), "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("header", sorted((ROOT / "csrc").glob("*.h")), ids=lambda path: path.name)
+def test_header_stands_alone(header: Path) -> None:
+    alone = ["-x", "c", "-fsyntax-only", "-include", str(header), "/dev/null"]
+    subprocess.run([*CC, *FLAGS, *alone], check=True)
