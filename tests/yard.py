@@ -1,9 +1,9 @@
 """Guests on a fabric, without sockets: what tests of the dataplane play with.
 
-    with Yard("patch", guests=2) as yard:
-        yard.guests[0].send(b"…")
-        yard.turn()
-        assert yard.guests[1].received() == [b"…"]
+with Yard("patch", guests=2) as yard:
+    yard.guests[0].send(b"…")
+    yard.turn()
+    assert yard.guests[1].received() == [b"…"]
 """
 
 from contextlib import ExitStack
@@ -65,7 +65,10 @@ class YardGuest:
             self.port.attach(ring)
 
     def send(
-        self, frame: bytes, cuts: list[int] | None = None, indirect: bool = False,
+        self,
+        frame: bytes,
+        cuts: list[int] | None = None,
+        indirect: bool = False,
         header: bytes | None = None,
     ) -> int:
         """Offer header and frame, cut into descriptors of these sizes and one for the rest."""
@@ -112,7 +115,11 @@ class Yard:
     """`guests` of one `shape`, or of the `shapes` given, on a fabric with one worker."""
 
     def __init__(
-        self, forward: str, guests: int = 2, shapes: tuple[Shape, ...] = (), level: str | None = None
+        self,
+        forward: str,
+        guests: int = 2,
+        shapes: tuple[Shape, ...] = (),
+        level: str | None = None,
     ) -> None:
         self._stack = ExitStack()
         self.fabric = Fabric(forward)
@@ -126,7 +133,10 @@ class Yard:
         guest = self._stack.enter_context(Guest(shape.regions))
         rx, tx = (
             guest.vring(
-                shape.size, index=index, event_idx=shape.event_idx, indirect=shape.indirect,
+                shape.size,
+                index=index,
+                event_idx=shape.event_idx,
+                indirect=shape.indirect,
                 base=shape.base,
             )
             for index in (0, 1)
