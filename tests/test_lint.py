@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+EXTENSIONS = [f"vhostfast.core.{path.stem}" for path in sorted(ROOT.glob("vhostfast/core/*.pyi"))]
 # Headers that no other header includes: the rest is checked with them.
 HEADERS = [f"csrc/{name}.h" for name in ("forward", "worker", "driver")]
 C_FLAGS = ["-x", "c", "-std=gnu11", "-D_GNU_SOURCE", "-Icsrc"]
@@ -17,6 +18,8 @@ TOOLS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
+    "stubtest": ["stubtest", *EXTENSIONS],
+    "cython-lint": ["cython-lint", "vhostfast/core"],
     **{
         f"clang-tidy {header}": ["clang-tidy", "--quiet", header, "--", *C_FLAGS]
         for header in HEADERS

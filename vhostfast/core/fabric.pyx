@@ -14,7 +14,7 @@ from posix.unistd cimport close
 import os
 import time
 
-from vhostfast.core.ring cimport Ring, ring
+from vhostfast.core.ring cimport Ring, ring as struct_ring
 from vhostfast.core.ring import FAULTS
 
 
@@ -45,7 +45,7 @@ cdef extern from "worker.h" nogil:
     struct port:
         uint32_t index
         uint32_t receiver_count
-        ring *receiver[0]
+        struct_ring *receiver[0]
         port *peer
         uint32_t fault
         int event_fd
@@ -56,10 +56,10 @@ cdef extern from "worker.h" nogil:
         port *by_index[0]
         fdb fdb
     struct source:
-        ring *ring
+        struct_ring *ring
         port *port
         uint32_t queue
-        ring *waits_for
+        struct_ring *waits_for
     struct burst:
         fabric *fabric
         counters counters[0]
