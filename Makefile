@@ -1,19 +1,21 @@
-# One verb a task. `make demo` and `make test` need python3 (3.11 or newer) with venv, gcc and make; nothing else.
+# One verb a task. `make demo` and `make test` need python3 (3.11 or newer) with venv, gcc and make;
+# nothing else. `make test-peers` needs QEMU and DPDK as well: scripts/install-peers.
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
-.PHONY: build test test-peers demo clean
+.PHONY: build test test-peers demo wheel clean
 
 build: $(STAMP)
 
 $(BIN)/python:
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --upgrade pip setuptools Cython numpy
 
+# Without isolation only what has changed is compiled again.
 $(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/pip install --quiet -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
 
 test: build
@@ -24,6 +26,9 @@ test-peers: build
 
 demo: build
 	$(BIN)/vhostfast demo
+
+wheel: build
+	$(BIN)/python -m build
 
 clean:
 	rm -rf build dist $(VENV) vhostfast/core/*.so *.egg-info
