@@ -13,9 +13,10 @@ CODE = (".py", ".pyx", ".pxd", ".pyi", ".h", ".c")
 
 
 def files(*patterns: str, suffixes: tuple[str, ...] = CODE) -> list[Path]:
-    """Files below the project's root that match, paths relative to it."""
-    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    return sorted(path.relative_to(ROOT) for path in found if path.suffix in suffixes)
+    """Files below the project's root that match, paths relative to it; none of hidden folders."""
+    found = {path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)}
+    hidden = {path for path in found if any(part[0] == "." for part in path.parts[:-1])}
+    return sorted(path for path in found - hidden if path.suffix in suffixes)
 
 
 def text(path: Path) -> str:

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+# In front of a command: it is killed with the test process, however that ends.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
 
 class Child:
     """A process whose output (both streams, in order) is `output`, growing as it writes.

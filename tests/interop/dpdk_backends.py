@@ -1,4 +1,4 @@
-"""The two back-ends that DPDK's front-end meets: our switch, and as a control DPDK's own.
+"""The two back-ends that real front-ends meet: our switch, and as a control DPDK's own.
 
 Each takes a folder for its files and the sockets of its ports; `ready` returns when front-ends may
 come. With `client` they connect, and go on trying until somebody listens.
@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from child import Child
+from child import DIES_WITH_US, Child
 from testpmd import Testpmd
 
 
 class Switch(Child):
-    """`vhostfast switch`, polling on the first CPU."""
+    """`vhostfast switch`, polling on the first CPU, or adaptive and wherever there is room."""
 
     def __init__(
         self,
@@ -25,15 +25,17 @@ class Switch(Child):
         sockets: Sequence[Path],
         *,
         client: bool = False,
-        queues: int = 1,
+        queues: int | None = 1,
         forward: str = "patch",
+        adaptive: bool = False,
     ) -> None:
         self.sockets = [] if client else list(sockets)
-        argv = [sys.executable, "-m", "vhostfast.cli.main", "switch"]
+        argv = [*DIES_WITH_US, sys.executable, "-m", "vhostfast"]
+        argv += ["switch", "--forward", forward]
+        argv += ["--mode", "adaptive"] if adaptive else ["--mode", "poll", "--cpus", "0"]
         for index, socket in enumerate(sockets):
-            port = f"p{index}=vhost-user:{socket},queues={queues}"
-            argv += ["--port", port + ",client" * client]
-        argv += ["--forward", forward, "--mode", "poll", "--cpus", "0"]
+            port = f"p{index}=vhost-user:{socket}" + ",client" * client
+            argv += ["--port", port + (f",queues={queues}" if queues else "")]
         super().__init__("switch", argv)
 
     def ready(self) -> None:
@@ -56,6 +58,9 @@ class Vhost(Testpmd):
             f"net_vhost{index},iface={socket},queues={queues}" + ",client=1" * client
             for index, socket in enumerate(sockets)
         ]
+        for socket in sockets:
+            if not client:
+                socket.unlink(missing_ok=True)  # a dead one, which DPDK refuses to replace
         options = [f"--rxq={queues}", f"--txq={queues}", "--disable-link-check"]
         first = min(os.sched_getaffinity(0))
         super().__init__("vhost", folder, vdevs, options=options, cpus=(first, first))

@@ -1,0 +1,266 @@
+/* The guest's own program: its PID 1, and what busybox has no applet for.
+ *
+ * PID 1 reads commands from the second serial port, a line each, gives each to sh, and answers
+ * with what it printed, the byte 0x1e, its exit status and a newline. The first such answer says
+ * that the guest is up. The first serial port is the kernel's console.
+ *
+ *   guest exchange listen|connect ADDRESS PORT SENT RECEIVED
+ *       one TCP connection, both directions at once: the file SENT goes out, what comes in is
+ *       written to RECEIVED, until both ends have seen the other's end of stream
+ *   guest card INTERFACE
+ *       "rx_entries N", "tx_entries N", then every counter of its driver, as "NAME N"
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/ethtool.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+enum { PART_SIZE = 65536, LINE_SIZE = 4096, CONNECT_TRIES = 100, SILENCE_MS = 60000 };
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "guest: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+/* ---- exchange ---- */
+
+static int tcp_listen(const struct sockaddr_in *address)
+{
+    int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(listener, (const struct sockaddr *)address, sizeof *address) || listen(listener, 1))
+        fail("listen");
+    struct pollfd wait = {.fd = listener, .events = POLLIN};
+    if (poll(&wait, 1, SILENCE_MS) != 1) {
+        errno = ETIMEDOUT;
+        fail("accept");
+    }
+    return accept(listener, NULL, NULL);
+}
+
+/* The other guest may not listen yet: a refusal is tried again, for ten seconds. */
+static int tcp_connect(const struct sockaddr_in *address)
+{
+    for (int i = 0; i < CONNECT_TRIES; i++) {
+        int connection = socket(AF_INET, SOCK_STREAM, 0);
+        if (!connect(connection, (const struct sockaddr *)address, sizeof *address))
+            return connection;
+        if (errno != ECONNREFUSED)
+            break;
+        close(connection);
+        usleep(100000);
+    }
+    fail("connect");
+    return -1;
+}
+
+/* What is read from the file and not yet sent; `end` once the file has no more. */
+struct outgoing {
+    char block[PART_SIZE];
+    size_t first, count;
+    int end;
+};
+
+static void send_some(int connection, int file, struct outgoing *out)
+{
+    if (!out->count) {
+        ssize_t n = read(file, out->block, PART_SIZE);
+        if (n < 0)
+            fail("read");
+        out->first = 0;
+        out->count = (size_t)n;
+        if (!n) {
+            out->end = 1;
+            shutdown(connection, SHUT_WR);
+            return;
+        }
+    }
+    ssize_t n = send(connection, out->block + out->first, out->count, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0 && errno != EAGAIN)
+        fail("send");
+    if (n > 0) {
+        out->first += (size_t)n;
+        out->count -= (size_t)n;
+    }
+}
+
+/* 1 at the end of the stream. */
+static int receive_some(int connection, int file)
+{
+    static char block[PART_SIZE];
+    ssize_t n = recv(connection, block, sizeof block, MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN)
+        fail("receive");
+    if (n > 0 && write(file, block, (size_t)n) != n)
+        fail("write");
+    return n == 0;
+}
+
+static int exchange(char **argument)
+{
+    static struct outgoing out;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argument[2]))};
+    if (!inet_aton(argument[1], &address.sin_addr))
+        fail("address");
+    int sent = open(argument[3], O_RDONLY);
+    int received = open(argument[4], O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (sent < 0 || received < 0)
+        fail("open");
+    int listens = !strcmp(argument[0], "listen");
+    int connection = listens ? tcp_listen(&address) : tcp_connect(&address);
+    for (int end = 0; !end || !out.end;) {
+        short events = (end ? 0 : POLLIN) | (out.end ? 0 : POLLOUT);
+        struct pollfd wait = {.fd = connection, .events = events};
+        if (poll(&wait, 1, SILENCE_MS) != 1) {
+            errno = ETIMEDOUT;
+            fail("exchange");
+        }
+        if (!end && wait.revents & (POLLIN | POLLHUP | POLLERR))
+            end = receive_some(connection, received);
+        if (!out.end && wait.revents & POLLOUT)
+            send_some(connection, sent, &out);
+    }
+    return 0;
+}
+
+/* ---- card ---- */
+
+static void ethtool(int socket, const char *interface, void *command, const char *what)
+{
+    struct ifreq request = {.ifr_data = command};
+    strncpy(request.ifr_name, interface, IFNAMSIZ - 1);
+    if (ioctl(socket, SIOCETHTOOL, &request))
+        fail(what);
+}
+
+static int card(char **argument)
+{
+    const char *interface = argument[0];
+    int socket_fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ethtool_ringparam ring = {.cmd = ETHTOOL_GRINGPARAM};
+    ethtool(socket_fd, interface, &ring, "ring sizes");
+    printf("rx_entries %u\ntx_entries %u\n", ring.rx_pending, ring.tx_pending);
+
+    struct ethtool_drvinfo driver = {.cmd = ETHTOOL_GDRVINFO};
+    ethtool(socket_fd, interface, &driver, "driver");
+    struct ethtool_gstrings *names = calloc(1, sizeof *names + driver.n_stats * ETH_GSTRING_LEN);
+    struct ethtool_stats *stats = calloc(1, sizeof *stats + driver.n_stats * sizeof stats->data[0]);
+    if (!names || !stats)
+        fail("memory");
+    *names = (struct ethtool_gstrings){ETHTOOL_GSTRINGS, ETH_SS_STATS, driver.n_stats};
+    ethtool(socket_fd, interface, names, "counter names");
+    *stats = (struct ethtool_stats){ETHTOOL_GSTATS, driver.n_stats};
+    ethtool(socket_fd, interface, stats, "counters");
+    for (unsigned i = 0; i < driver.n_stats; i++)
+        printf("%.*s %llu\n", ETH_GSTRING_LEN, names->data + i * ETH_GSTRING_LEN, stats->data[i]);
+    return 0;
+}
+
+/* ---- PID 1 ---- */
+
+static void load(const char *name)
+{
+    char path[128];
+    snprintf(path, sizeof path, "/modules/%s.ko", name);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 || syscall(SYS_finit_module, file, "", 0))
+        fprintf(stderr, "guest: %s: %s\n", path, strerror(errno));
+    close(file);
+}
+
+static void prepare(void)
+{
+    static const char *const modules[] = {
+        "failover", "net_failover", "virtio_ring", "virtio",
+        "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_net",
+    };
+    mount("proc", "/proc", "proc", 0, NULL);
+    mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+    mount("sysfs", "/sys", "sysfs", 0, NULL);
+    mount("tmpfs", "/tmp", "tmpfs", 0, "size=75%");
+    for (size_t i = 0; i < sizeof modules / sizeof *modules; i++)
+        load(modules[i]);
+    setenv("PATH", "/bin", 1);
+}
+
+/* Raw: no echo, no line editing, no carriage returns. */
+static int open_commands(void)
+{
+    struct termios mode;
+    int serial = open("/dev/ttyS1", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (serial < 0 || tcgetattr(serial, &mode))
+        fail("ttyS1");
+    cfmakeraw(&mode);
+    cfsetspeed(&mode, B115200);
+    mode.c_cflag |= CLOCAL;
+    tcsetattr(serial, TCSANOW, &mode);
+    return serial;
+}
+
+static void read_line(int serial, char *line)
+{
+    size_t size = 0;
+    for (char c; size < LINE_SIZE - 1 && read(serial, &c, 1) == 1 && c != '\n';)
+        line[size++] = c;
+    line[size] = 0;
+}
+
+static int run(int serial, const char *line)
+{
+    int status = 0;
+    pid_t child = fork();
+    if (!child) {
+        int nothing = open("/dev/null", O_RDONLY);
+        dup2(nothing, 0);
+        dup2(serial, 1);
+        dup2(serial, 2);
+        execl("/bin/sh", "sh", "-c", line, NULL);
+        _exit(127);
+    }
+    /* Whatever else has ended and has no parent but us is reaped on the way. */
+    for (pid_t ended; (ended = wait(&status)) != child && ended > 0;)
+        ;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static _Noreturn void serve(void)
+{
+    static char line[LINE_SIZE];
+    prepare();
+    int serial = open_commands();
+    for (int status = 0;; status = run(serial, line)) {
+        tcdrain(serial);
+        dprintf(serial, "\x1e%d\n", status);
+        read_line(serial, line);
+    }
+}
+
+int main(int count, char **argument)
+{
+    if (getpid() == 1)
+        serve();
+    if (count == 7 && !strcmp(argument[1], "exchange"))
+        return exchange(argument + 2);
+    if (count == 3 && !strcmp(argument[1], "card"))
+        return card(argument + 2);
+    fputs("usage: guest exchange listen|connect ADDRESS PORT SENT RECEIVED\n"
+          "       guest card INTERFACE\n", stderr);
+    return 2;
+}
