@@ -31,6 +31,12 @@ class Shape:
     regions: tuple[tuple[int, int], ...] = AWKWARD
 
 
+def mapped(guest: Guest) -> GuestMemory:
+    """The guest's memory as a back-end maps it."""
+    regions = zip(guest.memory.regions, guest.memory.fds, strict=True)
+    return GuestMemory((r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in regions)
+
+
 @dataclass
 class YardGuest:
     """One guest: a receive and a transmit ring, attached to a port."""
@@ -44,8 +50,7 @@ class YardGuest:
     buffers: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by head
 
     def attach(self) -> None:
-        regions = zip(self.guest.memory.regions, self.guest.memory.fds, strict=True)
-        memory = GuestMemory((r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in regions)
+        memory = mapped(self.guest)
         for index, vring in enumerate((self.rx, self.tx)):
             ring, addr = Ring(index), vring.addresses()
             ring.start(
@@ -153,6 +158,7 @@ class Yard:
             for ring in guest.rings:
                 guest.port.detach(ring)
         self.fabric.lay_out()
+        self.fabric.close()
         self._stack.close()
 
     def __enter__(self) -> Self:

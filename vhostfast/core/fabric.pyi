@@ -72,6 +72,9 @@ class Fabric:
         """The lowest free index. Raises ValueError when all are taken."""
 
     def remove_port(self, port: Port) -> None: ...
+    def close(self) -> None:
+        """Close the fds of ports and workers, which have stopped; what was counted stays."""
+
     def lay_out(self) -> None:
         """Deal the attached rings to the workers."""
 

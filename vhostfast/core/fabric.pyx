@@ -122,6 +122,12 @@ cdef void *allocate(size_t size) except NULL:
     return memory
 
 
+cdef void close_once(int *fd) noexcept:
+    if fd[0] >= 0:
+        close(fd[0])
+    fd[0] = -1
+
+
 def levels():
     """The instruction-set levels that this CPU has, best first."""
     return tuple(LEVELS[i] for i in reversed(range(LEVEL_COUNT)) if burst_at(i) != NULL)
@@ -146,8 +152,8 @@ cdef class Port:
         self.events = dict.fromkeys(EVENTS, 0)
 
     def __dealloc__(self):
-        if self.c != NULL and self.c.event_fd >= 0:
-            close(self.c.event_fd)
+        if self.c != NULL:
+            close_once(&self.c.event_fd)
         free(self.c)
 
     @property
@@ -235,6 +241,15 @@ cdef class Fabric:
         port.reset()
         del self.ports_by_index[port.index]
         self.lay_out()
+
+    def close(self):
+        cdef Port port
+        cdef Worker worker
+        for port in self.ports:
+            close_once(&port.c.event_fd)
+        for worker in self.workers:
+            close_once(&worker.c.epoll_fd)
+            close_once(&worker.c.wake_fd)
 
     def lay_out(self):
         """Tell the workers which rings there are. They rest meanwhile."""
@@ -334,9 +349,8 @@ cdef class Worker:
     def __dealloc__(self):
         if self.c == NULL:
             return
-        for fd in (self.c.epoll_fd, self.c.wake_fd):
-            if fd >= 0:
-                close(fd)
+        close_once(&self.c.epoll_fd)
+        close_once(&self.c.wake_fd)
         free(self.c.source)
         free(self.c)
 
