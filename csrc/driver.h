@@ -45,6 +45,7 @@ struct driver_ring {
     uint32_t fault;  /* enum driver_fault */
     uint32_t bad_id; /* what DRIVER_FAULT_USED_ID saw */
     uint64_t kicks;  /* signals sent */
+    uint64_t calls;  /* signals received, where somebody waits for them */
 };
 
 ALWAYS_INLINE uint16_t *driver_used_event(struct driver_ring *ring)

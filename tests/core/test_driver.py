@@ -5,45 +5,10 @@ import os
 import numpy as np
 import pytest
 from guest import Guest
+from plain_backend import PlainBackend
 
 from vhostfast.core.driver import DriverRing, Mapping
-from vhostfast.driver import Vring
 from vhostfast.errors import ProtocolError
-
-NEXT, WRITE, INDIRECT = 1, 2, 4
-
-
-class PlainBackend:
-    """Walks a ring's raw words, in no hurry."""
-
-    def __init__(self, vring: Vring) -> None:
-        self.vring, self.ring = vring, vring.ring
-        self.last_avail = self.used_index = vring.base
-
-    def pop(self) -> tuple[int, list[tuple[int, int, bool]]] | None:
-        if int(self.ring.avail["idx"]) == self.last_avail:
-            return None
-        head = int(self.ring.avail["ring"][self.last_avail % self.ring.size])
-        self.last_avail = (self.last_avail + 1) % 65536
-        return head, self._walk(self.ring.desc, head)
-
-    def _walk(self, table: np.ndarray, index: int) -> list[tuple[int, int, bool]]:
-        chain: list[tuple[int, int, bool]] = []
-        while True:
-            desc = table[index]
-            if desc["flags"] & INDIRECT:
-                inner = self.vring.memory.view(int(desc["addr"]), int(desc["len"]))
-                return chain + self._walk(inner.view(table.dtype), 0)
-            chain.append((int(desc["addr"]), int(desc["len"]), bool(desc["flags"] & WRITE)))
-            if not desc["flags"] & NEXT:
-                return chain
-            index = int(desc["next"])
-
-    def push(self, head: int, length: int) -> None:
-        self.ring.used["ring"][self.used_index % self.ring.size] = (head, length)
-        self.used_index = (self.used_index + 1) % 65536
-        self.ring.used["idx"] = self.used_index
-
 
 CHAINS = (
     [(0x1000, 64, False)],

@@ -68,6 +68,9 @@ class DriverRing:
     def kicks(self) -> int:
         """Signals sent so far."""
     @property
+    def calls(self) -> int:
+        """Signals received so far, by `wait_call` or a traffic loop that waits."""
+    @property
     def desc(self) -> NDArray[np.void]:
         """The raw descriptors, writable: records of addr, len, flags, next; shape (size,)."""
     @property
@@ -105,6 +108,8 @@ class DriverRing:
         """
     def take_all(self) -> list[tuple[int, int]]:
         """All used chains, in the order of their return. Raises as `take`."""
+    def check(self) -> None:
+        """Raise ProtocolError if the back-end has broken the rules of the used ring."""
     def want_calls(self, wanted: bool = True) -> bool:
         """Ask for a call at the next used chain, or for none (2.7.7).
 

@@ -19,62 +19,6 @@ import numpy as np
 
 from vhostfast.errors import ProtocolError
 
-cdef extern from "driver.h" nogil:
-    enum:
-        VRING_SIZE_MAX
-        VRING_DESC_NEXT
-        VRING_DESC_WRITE
-        VRING_DESC_INDIRECT
-        DRIVER_BROKEN
-        DRIVER_GOT
-        DRIVER_FAULT_USED_INDEX
-
-    struct vring_desc:
-        uint64_t addr
-        uint32_t len
-        uint16_t flags
-        uint16_t next
-
-    struct vring_avail:
-        uint16_t idx
-
-    struct vring_used:
-        uint16_t idx
-
-    struct vring_used_element:
-        uint32_t id
-        uint32_t len
-
-    struct driver_ring:
-        vring_desc *desc
-        vring_avail *avail
-        vring_used *used
-        uint16_t *next
-        uint16_t *count
-        uint32_t size
-        bint event_idx
-        int kick_fd
-        int call_fd
-        uint16_t avail_next
-        uint16_t avail_told
-        uint16_t used_next
-        uint32_t free_count
-        uint32_t fault
-        uint32_t bad_id
-        uint64_t kicks
-
-    size_t driver_avail_bytes(uint32_t size, bint event_idx)
-    size_t driver_used_bytes(uint32_t size, bint event_idx)
-    void driver_reset(driver_ring *, uint16_t index)
-    void driver_offer(driver_ring *, uint16_t head)
-    void driver_publish(driver_ring *)
-    bint driver_kick_wanted(driver_ring *)
-    void driver_signal(driver_ring *)
-    uint16_t driver_link(driver_ring *, uint32_t count)
-    int driver_take(driver_ring *, vring_used_element *)
-    bint driver_want_calls(driver_ring *, bint wanted)
-
-
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
 ELEMENT = np.dtype([("id", "<u4"), ("len", "<u4")])
 
@@ -108,12 +52,6 @@ cdef class Mapping:
 @cython.final
 cdef class DriverRing:
     """The driver's half of one split ring."""
-
-    cdef driver_ring _ring
-    cdef object _areas  # keeps the memory mapped
-    cdef vring_desc *_tables
-    cdef uint64_t _tables_gpa
-    cdef uint32_t _table_size
 
     def __cinit__(
         self,
@@ -189,6 +127,10 @@ cdef class DriverRing:
     @property
     def kicks(self):
         return self._ring.kicks
+
+    @property
+    def calls(self):
+        return self._ring.calls
 
     @property
     def desc(self):
@@ -279,7 +221,7 @@ cdef class DriverRing:
         cdef vring_used_element element
         cdef int got = driver_take(&self._ring, &element)
         if got == DRIVER_BROKEN:
-            raise _blame(&self._ring)
+            self.check()
         return (element.id, element.len) if got == DRIVER_GOT else None
 
     def take_all(self):
@@ -288,6 +230,14 @@ cdef class DriverRing:
             taken.append(element)
         return taken
 
+    def check(self):
+        if self._ring.fault == DRIVER_FAULT_USED_INDEX:
+            limit = f"{self._ring.used_next} to {self._ring.avail_told}"
+            raise ProtocolError("used ring", "idx", self._ring.used.idx, limit)
+        if self._ring.fault:
+            limit = "the head of a chain on offer"
+            raise ProtocolError("used ring", "id", self._ring.bad_id, limit)
+
     def want_calls(self, bint wanted=True):
         return driver_want_calls(&self._ring, wanted)
 
@@ -295,14 +245,8 @@ cdef class DriverRing:
         if not select.select([self._ring.call_fd], [], [], timeout_s)[0]:
             return False
         os.eventfd_read(self._ring.call_fd)
+        self._ring.calls += 1
         return True
-
-
-cdef object _blame(driver_ring *ring):
-    if ring.fault == DRIVER_FAULT_USED_INDEX:
-        index, told = ring.used.idx, ring.avail_told
-        return ProtocolError("used ring", "idx", index, f"{ring.used_next} to {told}")
-    return ProtocolError("used ring", "id", ring.bad_id, "the head of a chain on offer")
 
 
 cdef void _require_area(str name, uint8_t[::1] area, Py_ssize_t size, size_t align) except *:

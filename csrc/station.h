@@ -1,0 +1,242 @@
+/* Senders and receivers of frames that prove themselves, in bursts.
+ *
+ *   full    each packet is written and described anew; what comes is checked, every byte of every
+ *           verify_every-th frame
+ *   touch   buffers and descriptors are prepared once; of each packet the ring entries and one
+ *           line of the payload are read and written, its sequence among them
+ *   lean    prepared once; only the indices move. What came back is offered again as it is, so
+ *           this needs a back-end that gives back in order: the end of each burst is held to that.
+ *           Now and then a buffer is blanked and, once filled again, checked.
+ *
+ * The loads touch and lean repeat the prepared frames, lean with their sequences.
+ */
+#ifndef VHOSTFAST_STATION_H
+#define VHOSTFAST_STATION_H
+
+#include "flow.h"
+#include "pool.h"
+
+enum traffic_limit {
+    TRAFFIC_BURST = 64,
+    TRAFFIC_SIZES_MAX = 16, /* of frames, taken in turn */
+    TRAFFIC_FLOWS_MAX = 64,
+};
+
+enum load { LOAD_FULL, LOAD_TOUCH, LOAD_LEAN };
+
+/* Counters are written by the loop alone, and read by anyone meanwhile. */
+struct sender {
+    struct pool pool;
+    struct frame head;
+    uint32_t size[TRAFFIC_SIZES_MAX];
+    uint32_t size_count;
+    uint64_t limit; /* packets to send */
+    uint64_t sent;  /* offered so far; the next sequence */
+    uint64_t done;  /* given back */
+    uint64_t bytes; /* of frames offered */
+};
+
+struct receiver {
+    struct pool pool;
+    struct flow *flows; /* [TRAFFIC_FLOWS_MAX], the guest's, by flow id */
+    uint8_t *scratch;   /* room for one frame that lies in several buffers */
+    bool mergeable;
+    uint32_t verify_every; /* a power of two */
+    uint64_t packets; /* of ours, good ones */
+    uint64_t bytes;   /* of their frames */
+    uint64_t corrupt;
+    uint64_t foreign;  /* frames of somebody else's */
+    uint64_t verified; /* checked in every byte */
+    uint64_t buffers;  /* taken back */
+
+    /* lean: the next buffer to blank, or to check once it was blanked */
+    uint32_t buffers_each; /* of a packet */
+    uint32_t frame_size;   /* of all packets; 0: they differ */
+    uint64_t sample_at;    /* in `buffers` */
+    bool sample_blank;
+};
+
+ALWAYS_INLINE void count_to(uint64_t *counter, uint64_t value) { store_once_u64(counter, value); }
+ALWAYS_INLINE void count_up(uint64_t *counter, uint64_t n) { count_to(counter, *counter + n); }
+
+static inline void traffic_tell(struct driver_ring *ring)
+{
+    driver_publish(ring);
+    if (driver_kick_wanted(ring))
+        driver_signal(ring);
+}
+
+/* --- Sending --- */
+
+ALWAYS_INLINE uint32_t sender_size(const struct sender *sender, uint64_t sequence)
+{
+    return sender->size_count == 1 ? sender->size[0] : sender->size[sequence % sender->size_count];
+}
+
+/* Offers up to a burst out of what is free. */
+ALWAYS_INLINE uint32_t sender_offer(struct sender *sender, enum load load)
+{
+    struct pool *pool = &sender->pool;
+    uint64_t left = sender->limit - sender->sent, sequence = sender->sent, bytes = 0;
+    uint32_t count = pool->free_count < TRAFFIC_BURST ? pool->free_count : TRAFFIC_BURST;
+    count = left < count ? (uint32_t)left : count;
+    for (uint32_t i = 0; i < count; i++, sequence++) {
+        uint32_t slot = pool_get(pool);
+        uint8_t *frame = pool_frame(pool, slot);
+        uint32_t size = sender_size(sender, load == LOAD_FULL ? sequence : slot);
+        if (load == LOAD_FULL) {
+            memset(pool_slot(pool, slot), 0, pool->header_size);
+            frame_fill(frame, &sender->head, sequence, size);
+            pool_describe(pool, slot, pool->header_size + size);
+        } else {
+            *(u64_any *)(frame + offsetof(struct frame, sequence)) = sequence;
+        }
+        bytes += size;
+        pool_offer(pool, slot);
+    }
+    if (count == 0)
+        return 0;
+    count_to(&sender->sent, sequence);
+    count_up(&sender->bytes, bytes);
+    traffic_tell(pool->ring);
+    return count;
+}
+
+/* Takes back what was sent. */
+static inline int sender_reclaim(struct sender *sender)
+{
+    struct pool *pool = &sender->pool;
+    int count = driver_used_count(pool->ring);
+    for (int i = 0; i < count; i++) {
+        struct vring_used_element element = driver_element(pool->ring, pool->ring->used_next);
+        int slot = pool_back(pool, element.id);
+        if (unlikely(slot < 0))
+            return slot;
+        pool->ring->used_next++;
+        pool_put(pool, (uint32_t)slot);
+    }
+    if (count > 0)
+        count_up(&sender->done, (uint64_t)count);
+    return count;
+}
+
+/* --- Receiving --- */
+
+/* A frame has come: counts it. `exact` for frames that were written anew. */
+ALWAYS_INLINE void receiver_note(struct receiver *receiver, const uint8_t *at, uint32_t size,
+                                 bool exact)
+{
+    struct frame frame;
+    if (unlikely(size < FRAME_PROVEN_MIN)) {
+        count_up(&receiver->foreign, 1);
+        return;
+    }
+    memcpy(&frame, at, sizeof frame);
+    enum frame_verdict verdict = frame_look(&frame, size, exact);
+    if (unlikely(verdict == FRAME_FOREIGN)) {
+        count_up(&receiver->foreign, 1);
+        return;
+    }
+    if (verdict == FRAME_GOOD && (receiver->packets & (receiver->verify_every - 1)) == 0) {
+        count_up(&receiver->verified, 1);
+        if (unlikely(!frame_holds(at, &frame)))
+            verdict = FRAME_CORRUPT;
+    }
+    if (unlikely(verdict == FRAME_CORRUPT || frame.flow >= TRAFFIC_FLOWS_MAX ||
+                 !flow_note(&receiver->flows[frame.flow], frame.sequence))) {
+        count_up(&receiver->corrupt, 1);
+        return;
+    }
+    count_up(&receiver->packets, 1);
+    count_up(&receiver->bytes, size);
+}
+
+ALWAYS_INLINE void receiver_post(struct receiver *receiver, uint32_t slot, enum load load)
+{
+    struct pool *pool = &receiver->pool;
+    if (load == LOAD_FULL)
+        pool_describe(pool, slot, pool_room(pool));
+    else
+        *(u64_any *)(pool_frame(pool, slot) + offsetof(struct frame, sequence)) = UINT64_MAX;
+    pool_offer(pool, slot);
+}
+
+/* How many buffers the packet takes that begins in `slot`. */
+ALWAYS_INLINE uint32_t receiver_buffers(const struct receiver *receiver, uint32_t slot)
+{
+    const struct net_header *header = (const struct net_header *)pool_slot(&receiver->pool, slot);
+    return receiver->mergeable ? header->num_buffers : 1;
+}
+
+/* A packet over several buffers, gathered and counted; as many used elements as it took. */
+static inline int receiver_take_merged(struct receiver *receiver, uint32_t count, uint32_t waiting,
+                                       enum load load)
+{
+    struct pool *pool = &receiver->pool;
+    struct driver_ring *ring = pool->ring;
+    uint8_t *end = receiver->scratch;
+    bool whole = count > 0 && count <= waiting;
+    count = whole ? count : 1; /* its rest is not there: virtio 1.3, 5.1.6.4 */
+    for (uint32_t i = 0; i < count; i++) {
+        struct vring_used_element element = driver_element(ring, ring->used_next);
+        int slot = pool_back(pool, element.id);
+        if (slot < 0)
+            return slot;
+        uint32_t skip = i == 0 ? pool->header_size : 0;
+        uint64_t filled = (uint64_t)(end - receiver->scratch) + element.len;
+        whole = whole && element.len <= pool_room(pool) && filled <= FRAME_SIZE_MAX &&
+                element.len >= skip;
+        if (whole)
+            end = pool_gather(pool, (uint32_t)slot, skip, element.len, end);
+        ring->used_next++;
+        receiver_post(receiver, (uint32_t)slot, load);
+    }
+    if (whole)
+        receiver_note(receiver, receiver->scratch, (uint32_t)(end - receiver->scratch),
+                      load == LOAD_FULL);
+    else
+        count_up(&receiver->corrupt, 1);
+    return (int)count;
+}
+
+/* The next packet; as many used elements as it took. */
+ALWAYS_INLINE int receiver_take(struct receiver *receiver, uint32_t waiting, enum load load)
+{
+    struct pool *pool = &receiver->pool;
+    struct driver_ring *ring = pool->ring;
+    struct vring_used_element element = driver_element(ring, ring->used_next);
+    uint32_t slot = element.id >> pool->head_shift;
+    if (unlikely(slot >= pool->slot_count))
+        return driver_refuse_id(ring, element.id);
+    uint32_t count = receiver_buffers(receiver, slot);
+    if (unlikely(count != 1))
+        return receiver_take_merged(receiver, count, waiting, load);
+    if (unlikely(pool_back(pool, element.id) < 0))
+        return DRIVER_BROKEN;
+    ring->used_next++;
+    if (likely(element.len >= pool->header_size && element.len <= pool_room(pool)))
+        receiver_note(receiver, pool_frame(pool, slot), element.len - pool->header_size,
+                      load == LOAD_FULL);
+    else
+        count_up(&receiver->corrupt, 1);
+    receiver_post(receiver, slot, load);
+    return 1;
+}
+
+ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
+{
+    int waiting = driver_used_count(receiver->pool.ring), taken = 0;
+    if (waiting <= 0)
+        return waiting;
+    for (uint32_t i = 0; i < TRAFFIC_BURST && taken < waiting; i++) {
+        int count = receiver_take(receiver, (uint32_t)(waiting - taken), load);
+        if (unlikely(count < 0))
+            return count;
+        taken += count;
+    }
+    count_up(&receiver->buffers, (uint64_t)taken);
+    traffic_tell(receiver->pool.ring);
+    return taken;
+}
+
+#endif
