@@ -17,7 +17,10 @@ from testpmd import Testpmd
 
 
 class Switch(Child):
-    """`vhostfast switch`, polling on the first CPU, or adaptive and wherever there is room."""
+    """`vhostfast switch`, polling on CPU 0, or adaptive and wherever there is room.
+
+    `options` are more of its own. Without `queues` a port has as many pairs as its front-end.
+    """
 
     def __init__(
         self,
@@ -28,10 +31,11 @@ class Switch(Child):
         queues: int | None = 1,
         forward: str = "patch",
         adaptive: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
         self.sockets = [] if client else list(sockets)
         argv = [*DIES_WITH_US, sys.executable, "-m", "vhostfast"]
-        argv += ["switch", "--forward", forward]
+        argv += ["switch", "--forward", forward, *options]
         argv += ["--mode", "adaptive"] if adaptive else ["--mode", "poll", "--cpus", "0"]
         for index, socket in enumerate(sockets):
             port = f"p{index}=vhost-user:{socket}" + ",client" * client

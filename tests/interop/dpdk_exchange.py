@@ -178,6 +178,14 @@ class Exchange(Testpmd):
         self._pcap_ports("stop")
         return [self._read_sinks(card) for card in range(self.cards)]
 
+    def await_reconnection(self, since: int) -> None:
+        """Wait until every card that listens has had a new back-end since `output` was that long.
+
+        A card says so when the back-end has acknowledged its last message.
+        """
+        for _ in range(self.cards):
+            since = self.wait_for("virtio-user reconnection succeeds", since).end()
+
     def restart_card(self, card: int) -> None:
         """Stop a card and start it again, as `ip link set down` and `up` do."""
         self.command(f"port stop {2 * card + 1}")
