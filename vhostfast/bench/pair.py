@@ -14,10 +14,12 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from vhostfast.driver.traffic import Counters
 from vhostfast.errors import VhostfastError
+
+Progress = Callable[[int, int, float], None]  # size, packets so far, share of the time: 0 to 1
 
 ANSWER_S = 10.0  # longer than any answer takes on a machine that is busy with something else
 END_S = 2.0
@@ -76,10 +78,14 @@ class Talker:
         except TimeoutError:
             raise VhostfastError(f"{self.name} has said nothing for {ANSWER_S:.0f} s") from None
         if not line:
-            code = await self.process.wait()
-            raise VhostfastError(f"{self.name} has ended, exit code {code}: see above why")
+            await self.ended()
         heard: dict[str, Any] = json.loads(line)
         return heard
+
+    async def ended(self) -> NoReturn:
+        """Wait until it ends, though it should not: raises VhostfastError then."""
+        code = await self.process.wait()
+        raise VhostfastError(f"{self.name} has ended, exit code {code}: see above why")
 
 
 @asynccontextmanager
@@ -99,13 +105,10 @@ async def talker(name: str, module: str, *arguments: str) -> AsyncIterator[Talke
             await process.communicate()
 
 
-async def exchange(
-    sizes: Sequence[int], seconds: float, progress: Callable[[int, int, float], None]
-) -> list[Result]:
+async def exchange(sizes: Sequence[int], seconds: float, progress: Progress) -> list[Result]:
     """Run the three processes and let both machines send for `seconds` at each of `sizes`.
 
-    `progress` is called with size, packets so far and the share of the seconds, 0 to 1. Raises
-    VhostfastError if one of the processes fails.
+    Raises VhostfastError if one of the processes fails.
     """
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostfast-"))
@@ -121,7 +124,12 @@ async def exchange(
             )
             for number, path in enumerate(sockets)
         ]
-        return [await _one_size(switch, machines, size, seconds, progress) for size in sizes]
+        all_sizes = _all_sizes(switch, machines, sizes, seconds, progress)
+        tasks = [asyncio.create_task(job) for job in (all_sizes, switch.ended())]
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        return done.pop().result()
 
 
 def mode() -> str:
@@ -133,12 +141,18 @@ def mode() -> str:
     return "poll" if len(os.sched_getaffinity(0)) >= 4 else "adaptive"
 
 
-async def _one_size(
+async def _all_sizes(
     switch: Talker,
     machines: list[Talker],
-    size: int,
+    sizes: Sequence[int],
     seconds: float,
-    progress: Callable[[int, int, float], None],
+    progress: Progress,
+) -> list[Result]:
+    return [await _one_size(switch, machines, size, seconds, progress) for size in sizes]
+
+
+async def _one_size(
+    switch: Talker, machines: list[Talker], size: int, seconds: float, progress: Progress
 ) -> Result:
     for number, machine in enumerate(machines):
         idle = "spin" if mode() == "poll" else "wait"
@@ -171,7 +185,7 @@ async def _summary(switch: Talker) -> dict[str, Any]:
     return await switch.hear()
 
 
-def _result(size: int, reports: list[dict[str, Any]], cycles: float) -> Result:
+def _result(size: int, reports: Sequence[dict[str, Any]], cycles: float) -> Result:
     first, second = counters = [Counters(**report["counters"]) for report in reports]
     return Result(
         size=size,

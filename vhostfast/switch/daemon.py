@@ -58,6 +58,7 @@ class Switch:
 
     def __exit__(self, *_: object) -> None:
         self._workers.stop()
+        self._fabric.close()
 
     def serves(self) -> list[Serve]:
         """For each port in order, what serves a connected socket."""
