@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from child import DIES_WITH_US, Child
 from dpdk_backends import Switch, Vhost
-from qemu import Card, Guest
+from qemu import MEMORY, Card, Guest
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(180)]
 
@@ -147,7 +147,7 @@ def talk(a: Guest, b: Guest) -> None:
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_guests_talk(folder: Path, variant: Variant) -> None:
     with (
-        backend(folder, client=variant.server),
+        backend(folder, client=variant.server) as running,
         two_guests(folder, variant.options, server=variant.server) as (a, b),
     ):
         for guest in (a, b):
@@ -155,6 +155,7 @@ def test_guests_talk(folder: Path, variant: Variant) -> None:
             rings = guest.counters()
             assert (rings["rx_entries"], rings["tx_entries"]) == (variant.entries,) * 2
         talk(a, b)
+        assert " WARNING " not in running.output
 
 
 def test_two_queue_pairs(folder: Path) -> None:
@@ -204,6 +205,23 @@ def test_a_switch_that_was_killed_serves_the_same_guests_again(folder: Path) -> 
         b.run("while kill -0 $(cat /tmp/process) 2>/dev/null; do usleep 10000; done", 90)
         assert hashes_received((b, a)) == sent
         talk(a, b)
+
+
+UNSHARED = {
+    "private file": f"memory-backend-memfd,id=ram,size={MEMORY},share=off",
+    "no file": f"memory-backend-ram,id=ram,size={MEMORY}",
+}
+
+
+@pytest.mark.parametrize("memory", UNSHARED.values(), ids=UNSHARED.keys())
+def test_memory_that_is_not_shared_is_named(folder: Path, memory: str) -> None:
+    """The first looks well until nothing ever arrives; the second never comes at all."""
+    with backend(folder) as running:
+        card = Card(sockets(folder)[0])
+        with Guest("a", folder, card, memory) as guest:
+            guest.ready()
+            guest.run("! ping -c 2 -W 1 10.0.0.2")
+            running.wait_for(r"p0: .*not shared.*share=on", timeout_s=10)
 
 
 def test_a_device_in_python_answers_ping(folder: Path) -> None:

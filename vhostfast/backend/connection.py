@@ -16,12 +16,14 @@ from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import Message, Request, decode
+from vhostfast.protocol.message import Message, Region, Request, decode
 from vhostfast.protocol.session import Session
 
 logger = logging.getLogger("vhostfast")
 
 MESSAGES_AT_ONCE = 64  # then another connection has its turn
+MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
+MEMORY_LOOK = 4 << 20  # bytes; no running VM has left all of them zero
 _EVENTFD_REQUESTS = {
     Request.SET_VRING_KICK,
     Request.SET_VRING_CALL,
@@ -61,6 +63,7 @@ class Connection:
         self._world = World(backend)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._look: asyncio.TimerHandle | None = None
 
     async def serve(self) -> str:
         """Until the front-end leaves or breaks a rule; returns the reason, which is logged too."""
@@ -75,6 +78,8 @@ class Connection:
             self._close()
 
     def _close(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
         self._loop.remove_reader(self.backend.event_fd)
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
@@ -117,6 +122,16 @@ class Connection:
             logger.warning("%s: the guest broke its ring: %s", self.backend.name, fault)
             self._end(f"the guest broke its ring: {fault}")
 
+    def _look_at_memory(self) -> None:
+        """Nothing fails if a VM keeps its memory to itself: nothing comes, and nobody knows why."""
+        regions = self.session.regions
+        if not any(_is_written(region, fd) for region, fd in regions):
+            logger.warning(
+                "%s: the VM's memory is not shared: %s. Give QEMU a memory backend with share=on",
+                self.backend.name,
+                "nothing is ever written to its file" if regions else "none has come",
+            )
+
     # --- A message's path -------------------------------------------------------------------------
 
     def _handle(self, raw: RawMessage) -> None:
@@ -140,6 +155,8 @@ class Connection:
 
     def _after(self, message: Message) -> None:
         logger.debug("%s: %s %s", self.backend.name, message.request.name, message.payload)
+        if message.request is Request.SET_FEATURES and self._look is None:
+            self._look = self._loop.call_later(MEMORY_AFTER_S, self._look_at_memory)
         for mac in self.session.rarps:
             self.backend.announce(mac)
         self.session.rarps.clear()
@@ -174,3 +191,9 @@ def _check_kind(message: Message, fds: Sequence[int]) -> None:
         if kind != "anon_inode:[eventfd]":
             raise ProtocolError(message.request.name, "fd", kind, "an eventfd")
         os.set_blocking(fd, False)
+
+
+def _is_written(region: Region, fd: int) -> bool:
+    """Pages that a private map took a copy of are in the file too, but all zero."""
+    data = os.pread(fd, min(region.size, MEMORY_LOOK), region.mmap_offset)
+    return data != bytes(len(data))

@@ -165,8 +165,6 @@ class World:
         self, session: Session, shape: Shape, vring: Vring, memory: GuestMemory, log: Log | None
     ) -> None:
         name = self.dataplane.name
-        if not self._rings:
-            _warn_if_private(name, session)
         ring = Ring(vring.index)
         call, _, log, used_log = _settings(vring, memory, log)
         ring.start(
@@ -214,14 +212,3 @@ def _actual(ring: Ring) -> tuple[int, GuestMemory | None, Log | None, int | None
 def _file(fd: int) -> tuple[int, int]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
-
-
-def _warn_if_private(name: str, session: Session) -> None:
-    """A guest that has come as far as starting a ring has written to its memory; if its file has
-    no page at all, the front-end mapped it privately, and we shall never see a thing."""
-    if session.regions and not any(os.fstat(fd).st_blocks for _, fd in session.regions):
-        logger.warning(
-            "%s: the VM's memory is not shared: nothing was ever written to its file. "
-            "Give QEMU a memory backend with share=on",
-            name,
-        )

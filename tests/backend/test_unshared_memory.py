@@ -1,0 +1,82 @@
+"""A VM that keeps its memory to itself is told so: else nothing comes, and nobody knows why."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from vhostfast.backend import connection
+from vhostfast.backend.worker import FabricPort, Workers
+from vhostfast.core.fabric import Fabric
+from vhostfast.driver import GuestMemory
+from vhostfast.protocol.features import Offer
+from vhostfast.protocol.message import EMPTY, U64, Payload, Request, encode
+
+REGIONS = ((0, 1 << 20), (1 << 30, 1 << 20))
+
+Sent = tuple[Request, Payload, Sequence[int]]
+
+
+async def say(messages: Sequence[Sent]) -> None:
+    """Say all to a connection of its own, and wait until it has looked at the memory, if it does:
+    its timer comes first, as it is due at once."""
+    fabric = Fabric("drop")
+    port = FabricPort(fabric.add_port("a"), Workers(fabric))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        serving = asyncio.create_task(connection.Connection(ours, port, Offer.net()).serve())
+        for request, payload, fds in [*messages, (Request.GET_FEATURES, EMPTY, ())]:
+            socket.send_fds(theirs, [encode(request, payload)], fds)
+        theirs.setblocking(False)
+        await asyncio.get_running_loop().sock_recv(theirs, 100)
+    await serving
+
+
+FEATURES: Sent = (Request.SET_FEATURES, U64(0), ())
+
+
+@pytest.mark.parametrize(
+    ("written", "warned"),
+    [((), True), ((0,), False), ((1,), False), ((0, 1), False)],
+    ids=["nothing", "the first region", "the second", "both"],
+)
+def test_memory_in_whose_files_nothing_is_written(monkeypatch, caplog, written, warned):
+    """The files have pages all the same: private maps make them, though all zero."""
+    monkeypatch.setattr(connection, "MEMORY_AFTER_S", 0)
+    memory = GuestMemory(REGIONS)
+    for fd, region in zip(memory.fds, memory.regions, strict=True):
+        os.posix_fallocate(fd, region.mmap_offset, region.size)
+    for index in written:
+        memory.write(REGIONS[index][0] + REGIONS[index][1] - 1, b"\1")
+    asyncio.run(say([FEATURES, (Request.SET_MEM_TABLE, memory.table, memory.fds)]))
+    memory.close()
+    warning = "a: the VM's memory is not shared: nothing is ever written to its file"
+    assert (warning in caplog.text) == warned
+    assert ("share=on" in caplog.text) == warned
+
+
+def test_memory_that_never_comes(monkeypatch, caplog):
+    """QEMU says on its own terminal why, keeps the connection, and does the driver's work."""
+    monkeypatch.setattr(connection, "MEMORY_AFTER_S", 0)
+    asyncio.run(say([FEATURES]))
+    assert "a: the VM's memory is not shared: none has come" in caplog.text
+
+
+def test_before_the_features_nobody_expects_memory(monkeypatch, caplog):
+    monkeypatch.setattr(connection, "MEMORY_AFTER_S", 0)
+    asyncio.run(say([]))
+    assert "shared" not in caplog.text
+
+
+def test_a_front_end_that_leaves_is_not_looked_at(monkeypatch, caplog):
+    """Its fds are closed by then, and their numbers may be somebody else's."""
+    monkeypatch.setattr(connection, "MEMORY_AFTER_S", 0.01)
+
+    async def leave() -> None:
+        await say([FEATURES])
+        await asyncio.sleep(0.02)
+
+    asyncio.run(leave())
+    assert "shared" not in caplog.text
