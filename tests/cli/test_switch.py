@@ -5,158 +5,93 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from daemon import daemon, ports, run, wait_for, wait_listening
 
-COMMAND = [sys.executable, "-m", "vhostfast", "switch"]
-SOCKETS_S = 0.5  # what issue and README promise, on a machine at rest
+SOCKETS_S = 0.5  # what the README promises, on a machine at rest
 END_S = 1.0
 BUSY = 4  # how much longer a machine that runs other tests may take
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts switches; none outlives the test."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        running.append(subprocess.Popen([*COMMAND, *options], stdout=pipe, stderr=pipe, text=True))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False)
-
-
-def wait_for(*paths: Path, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, f"no {paths} in {timeout_s} s"
-        time.sleep(0.002)
-
-
-def wait_ready(process: subprocess.Popen[str]) -> None:
-    """Until the last step of its start is done: SIGUSR1 is answered by then."""
-    process.send_signal(signal.SIGUSR1)
-    assert process.stdout
-    assert process.stdout.readline()
-
-
-def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[str, str]:
-    process.send_signal(number)
-    out, err = process.communicate(timeout=10)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    return out, err
-
-
-def ports(*paths: Path) -> list[str]:
-    return [f"--port=vm{number}=vhost-user:{path}" for number, path in enumerate(paths)]
+NOTHING = "received 0 packets (0 bytes), sent 0 packets (0 bytes)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_life(tmp_path: Path, start: Start, number: int) -> None:
+def test_life(tmp_path: Path, number: int) -> None:
     paths = [tmp_path / f"{index}.sock" for index in range(2)]
     began = time.monotonic()
-    process = start(*ports(*paths), "--forward=patch")
-    wait_for(*paths)
-    assert time.monotonic() - began < SOCKETS_S * BUSY
-    wait_ready(process)
+    with daemon(*ports(*paths), "--forward=patch") as switch:
+        wait_for(*paths)
+        assert time.monotonic() - began < SOCKETS_S * BUSY
+        switch.wait_ready()
+        assert switch.line() == f"vm1: {NOTHING}\n"
 
-    began = time.monotonic()
-    out, err = end(process, number)
+        began = time.monotonic()
+        out, err = switch.end(number)
     assert time.monotonic() - began < END_S * BUSY
     assert os.listdir(tmp_path) == []
-    assert out.splitlines()[-2:] == [
-        f"vm{index}: received 0 packets (0 bytes), sent 0 packets (0 bytes)" for index in range(2)
-    ]
+    assert out == f"vm0: {NOTHING}\nvm1: {NOTHING}\n"
     assert f"vm0: listening on {paths[0]}" in err
 
 
-def test_signal_before_it_is_ready(tmp_path: Path, start: Start) -> None:
+def test_signal_before_it_is_ready(tmp_path: Path) -> None:
     """The sockets are there before the workers; a signal in between must not leave them behind."""
-    process = start(*ports(tmp_path / "s"))
-    wait_for(tmp_path / "s")
-    end(process)
+    with daemon(*ports(tmp_path / "s")) as switch:
+        wait_for(tmp_path / "s")
+        switch.end()
     assert os.listdir(tmp_path) == []
 
 
-def test_json_summaries(tmp_path: Path, start: Start) -> None:
-    process = start(*ports(tmp_path / "s"), "--json", "--mode=interrupt")
-    wait_for(tmp_path / "s")
-    process.send_signal(signal.SIGUSR1)
-    assert process.stdout
-    first = json.loads(process.stdout.readline())
-    last = json.loads(end(process)[0])
+def test_json_summaries(tmp_path: Path) -> None:
+    with daemon(*ports(tmp_path / "s"), "--json", "--mode=interrupt") as switch:
+        wait_for(tmp_path / "s")
+        first = switch.summary()
+        last = json.loads(switch.end()[0])
     assert first == last
     assert last["ports"]["vm0"]["rx_packets"] == 0
     assert (last["busy_cycles"], last["packets"]) == (0, 0)
 
 
-def test_config_file(tmp_path: Path, start: Start) -> None:
+def test_config_file(tmp_path: Path) -> None:
     file = tmp_path / "switch.toml"
     file.write_text(
         f'port = ["east=vhost-user:{tmp_path}/e", "west=vhost-user:{tmp_path}/w,queues=1"]\n'
         'forward = "patch"\nsocket-mode = "0660"\nlog-level = "warning"\n'
     )
-    process = start("--config", str(file))
-    wait_for(tmp_path / "e", tmp_path / "w")
-    assert (tmp_path / "e").stat().st_mode & 0o777 == 0o660
-    out, err = end(process)
+    with daemon("--config", str(file)) as switch:
+        wait_for(tmp_path / "e", tmp_path / "w")
+        assert (tmp_path / "e").stat().st_mode & 0o777 == 0o660
+        out, err = switch.end()
     assert re.findall(r"^\w+", out, re.MULTILINE) == ["east", "west"]
     assert err == ""
 
 
-def test_workers_stay_on_their_cpus(tmp_path: Path, start: Start) -> None:
+def test_workers_stay_on_their_cpus(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
-    process = start(*ports(tmp_path / "s"), "--cpus", ",".join(map(str, cpus)))
-    wait_for(tmp_path / "s")
-    wait_ready(process)
-    tasks = [int(task) for task in os.listdir(f"/proc/{process.pid}/task")]
-    pinned = [os.sched_getaffinity(task) for task in tasks if task != process.pid]
-    assert [{cpu} for cpu in cpus] == sorted((one for one in pinned if len(one) == 1), key=min)
-    assert os.sched_getaffinity(process.pid) == set(cpus)
-    end(process)
+    with daemon(*ports(tmp_path / "s"), "--cpus", ",".join(map(str, cpus))) as switch:
+        wait_for(tmp_path / "s")
+        switch.wait_ready()
+        tasks = {int(task) for task in os.listdir(f"/proc/{switch.pid}/task")}
+        pinned = [os.sched_getaffinity(task) for task in sorted(tasks - {switch.pid})]
+        assert os.sched_getaffinity(switch.pid) == set(cpus)
+        switch.end()
+    assert [{cpu} for cpu in cpus] == [where for where in pinned if len(where) == 1]
 
 
-def test_second_switch_is_refused_and_a_killed_one_succeeded(tmp_path: Path, start: Start) -> None:
+def test_second_switch_is_refused_and_a_killed_one_succeeded(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    first = start(*ports(path))
-    wait_for(path)
-    second = run(*ports(path))
-    assert second.returncode == 3
-    assert f"{path} belongs to another vhostfast process (pid {first.pid})" in second.stderr
-    assert first.poll() is None
-    first.kill()
-    first.wait()
+    with daemon(*ports(path)) as first:
+        wait_for(path)
+        second = run(*ports(path))
+        assert second.returncode == 3
+        assert f"{path} belongs to another vhostfast process (pid {first.pid})" in second.stderr
+        assert first.process.poll() is None
     assert path.exists()  # as SIGKILL leaves it
-    third = start(*ports(path))
-    wait_ready_socket(path)
-    end(third)
+    with daemon(*ports(path)) as third:
+        wait_listening(path)
+        third.end()
     assert os.listdir(tmp_path) == []
-
-
-def wait_ready_socket(path: Path) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        with socket.socket(socket.AF_UNIX) as sock:
-            if sock.connect_ex(str(path)) == 0:
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_no_socket_is_left_if_one_cannot_be_made(tmp_path: Path) -> None:
@@ -165,31 +100,31 @@ def test_no_socket_is_left_if_one_cannot_be_made(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_front_end_that_talks_nonsense_costs_its_connection_only(
-    tmp_path: Path, start: Start
-) -> None:
+def test_front_end_that_talks_nonsense_costs_its_connection_only(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    process = start(*ports(path))
-    wait_ready_socket(path)
-    for _ in range(3):
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(path))
-            sock.sendall(b"\xff" * 12)
-            assert sock.recv(1) == b""
-    out, _ = end(process)
+    with daemon(*ports(path)) as switch:
+        wait_listening(path)
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(path))
+                sock.sendall(b"\xff" * 12)
+                assert sock.recv(1) == b""
+        out, _ = switch.end()
     assert "messages_refused 3" in out
 
 
-def test_client_connects_when_its_peer_comes(tmp_path: Path, start: Start) -> None:
+def test_client_connects_when_its_peer_comes(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    process = start(f"--port=vm0=vhost-user:{path},client")
-    with socket.socket(socket.AF_UNIX) as server:
+    with (
+        daemon(*ports(path, options=",client")) as switch,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
         server.bind(str(path))
         server.listen()
         server.settimeout(10)
         for _ in range(2):
             server.accept()[0].close()
-    end(process)
+        switch.end()
     assert os.listdir(tmp_path) == ["s"]  # the front-end's, not ours to remove
 
 

@@ -1,0 +1,154 @@
+"""The daemon with front-ends on its sockets: traffic, what is counted of it, and who comes back."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from daemon import Daemon, daemon, ports, wait_for
+
+from vhostfast.driver import Frontend, GuestMemory
+from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac, pair
+
+MEMORY = ((0, 8 << 20),)
+COUNT = 2000
+
+
+@contextmanager
+def front_ends(*paths: Path, server: bool = False) -> Iterator[list[Frontend]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Frontend(path, stack.enter_context(GuestMemory(MEMORY)), server=server)
+            )
+            for path in paths
+        ]
+
+
+def exchange(first: Frontend, second: Frontend, size: int = 300) -> Counters:
+    """Both send COUNT frames; what came of it."""
+    for frontend in (first, second):
+        frontend.start()
+    traffic = Traffic(pair(first, second, packets=COUNT), Load(sizes=(size,)), idle="wait")
+    traffic.run()
+    return traffic.counters()
+
+
+def all_arrived(counters: Counters) -> bool:
+    faults = (counters.corrupt, counters.missing, counters.reordered, counters.repeated)
+    return counters.received == 2 * COUNT and faults == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["poll", "interrupt", "adaptive"])
+@pytest.mark.parametrize("server", [False, True], ids=["server", "client"])
+def test_what_is_counted_is_what_was_sent(tmp_path: Path, mode: str, server: bool) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    options = ports(*paths, options=",client" if server else "")
+    with daemon(*options, "--forward=patch", f"--mode={mode}", "--json") as switch:
+        with front_ends(*paths, server=server) as both:
+            assert all_arrived(exchange(*both))
+            summary = switch.summary()
+        last = json.loads(switch.end()[0])
+    for name in ("vm0", "vm1"):
+        counted = {key: value for key, value in summary["ports"][name].items() if value}
+        assert counted == {
+            "rx_packets": COUNT, "rx_bytes": COUNT * 300,
+            "tx_packets": COUNT, "tx_bytes": COUNT * 300,
+            "connections": 1,
+        }  # fmt: skip
+    assert summary["packets"] == 2 * COUNT
+    assert summary["busy_cycles"] > 0
+    assert last["ports"] == summary["ports"]
+
+
+def test_front_ends_come_and_go(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with daemon(*ports(*paths), "--forward=patch", "--json") as switch:
+        for _ in range(5):
+            with front_ends(*paths) as both:
+                assert all_arrived(exchange(*both))
+        counters = json.loads(switch.end()[0])["ports"]["vm0"]
+    assert counters["connections"] == 5
+    assert counters["rx_packets"] == 5 * COUNT
+
+
+def test_front_ends_that_listen_see_a_killed_switch_come_back(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    options = [*ports(*paths, options=",client"), "--forward=patch"]
+    for _ in range(2):
+        with daemon(*options), front_ends(*paths, server=True) as both:
+            assert all_arrived(exchange(*both))
+
+
+def test_no_receiver_is_a_reason(tmp_path: Path) -> None:
+    """Frames for a port without a guest are dropped, and the summary's line says why."""
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with daemon(*ports(*paths), "--forward=learn") as switch:
+        with front_ends(paths[0]) as (alone,):
+            alone.start()
+            station = Station(alone, mac(1), mac(2), flow=0, packets=COUNT)
+            traffic = Traffic([station], Load(), idle="wait")
+            traffic.run()
+            assert traffic.counters().done == COUNT
+        out, _ = switch.end()
+    assert f"vm0: received {COUNT} packets" in out
+    assert f"rx_dropped_no_receiver {COUNT}" in out
+
+
+@contextmanager
+def flood(first: Frontend, second: Frontend) -> Iterator[None]:
+    """Traffic both ways for as long as the block takes."""
+    for frontend in (first, second):
+        frontend.start()
+    traffic = Traffic(pair(first, second), Load(), idle="wait")
+    thread = threading.Thread(target=traffic.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not traffic.counters().received:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        traffic.stop()
+        thread.join()
+
+
+def stops_in_time(switch: Daemon) -> dict[str, dict[str, int]]:
+    began = time.monotonic()
+    out, _ = switch.end()
+    assert time.monotonic() - began < 4  # one second promised, on a machine at rest
+    summary: dict[str, dict[str, dict[str, int]]] = json.loads(out)
+    return summary["ports"]
+
+
+def test_ends_under_load(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with daemon(*ports(*paths), "--forward=patch", "--json") as switch:
+        with front_ends(*paths) as both, flood(*both):
+            counters = stops_in_time(switch)
+    assert counters["vm0"]["tx_packets"] > 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_idle_costs_nothing(tmp_path: Path) -> None:
+    """Interrupt mode with guests that are silent: under 1 % of a core."""
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with daemon(*ports(*paths), "--forward=patch", "--mode=interrupt", "--json") as switch:
+        wait_for(*paths)
+        with front_ends(*paths) as both:
+            assert all_arrived(exchange(*both))
+            before = cpu_seconds(switch.pid)
+            time.sleep(2.0)
+            used = cpu_seconds(switch.pid) - before
+        switch.end()
+    assert used <= 0.02
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
