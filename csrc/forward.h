@@ -191,12 +191,16 @@ ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, s
         struct port *to = fabric->by_index[index];
         count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
     } else {
+        bool anyone = false;
         for (uint32_t i = 0; i < fabric->port_count; i++) {
             struct port *to = fabric->port[i];
             if (to == from || to->receiver_count == 0)
                 continue;
+            anyone = true;
             count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
         }
+        if (!anyone)
+            count(burst, from, RX_DROPPED_NO_RECEIVER, 1);
     }
 }
 

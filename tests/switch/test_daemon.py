@@ -128,9 +128,12 @@ def stops_in_time(switch: Daemon) -> dict[str, dict[str, int]]:
 
 def test_ends_under_load(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
-    with daemon(*ports(*paths), "--forward=patch", "--json") as switch:
-        with front_ends(*paths) as both, flood(*both):
-            counters = stops_in_time(switch)
+    with (
+        daemon(*ports(*paths), "--forward=patch", "--json") as switch,
+        front_ends(*paths) as both,
+        flood(*both),
+    ):
+        counters = stops_in_time(switch)
     assert counters["vm0"]["tx_packets"] > 0
     assert os.listdir(tmp_path) == []
 
