@@ -227,16 +227,20 @@ def test_learn(stack: ExitStack, tmp_path: Path) -> None:
     rig.back_end(Switch, forward="learn")
     exchange = rig.exchange()
     sizes = shuffled(range(60, 1515, 20))  # fewer than a ring holds: learn drops, not waits
-    shout = [[frames(card, mac(card), BROADCAST, sizes)] for card in range(3)]
-    silence: Batch = [[]]
     for card in range(3):
-        sent = [shout[card] if card == other else silence for other in range(3)]
-        others = [0 if card == other else len(sizes) for other in range(3)]
-        received = exchange.transfer(sent, others)
-        for other in range(3):
-            heard = [] if other == card else shout[card]
-            assert faults(heard, received[other][0]) == [], f"{card} to {other}"
-    known = [*both_ways(sizes, batch=1), silence]
-    received = exchange.transfer(known, [len(sizes), len(sizes), 0])
-    assert_swapped(known, received)
-    assert received[2] == silence
+        shout(exchange, card, sizes, batch=card)
+    sent = [*both_ways(sizes, batch=3), [[]]]
+    received = exchange.transfer(sent, [len(sizes), len(sizes), 0])
+    assert_swapped(sent, received)
+    assert received[2] == [[]]
+    shout(exchange, 0, sizes, batch=4)  # before it card 2 would hear what it missed until now
+
+
+def shout(exchange: Exchange, card: int, sizes: Sequence[int], batch: int) -> None:
+    """A card broadcasts: the others hear that and nothing else, it hears nothing."""
+    sound = frames(100 * batch, mac(card), BROADCAST, sizes)
+    sent = [[sound] if card == other else [[]] for other in range(3)]
+    heard = [[] if card == other else sound for other in range(3)]
+    received = exchange.transfer(sent, [len(stream) for stream in heard])
+    for other in range(3):
+        assert faults([heard[other]], received[other][0]) == [], f"{card} to {other}"
