@@ -35,5 +35,6 @@ setup(
         [extension(path) for path in sorted(Path("vhostfast/core").glob("*.pyx"))],
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )
