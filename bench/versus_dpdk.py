@@ -1,12 +1,16 @@
 """The switch against DPDK's testpmd: the same front-end on both in turn, VM to VM.
 
-    python bench/versus_dpdk.py [--front-end driver|virtio-user] [--rounds 5] [--json]
+    python bench/versus_dpdk.py [--front-end driver] [--rounds 5] [--json]
 
 One worker on CPU 0, everything else on CPU 1, memory in 2 MiB hugepages. Each measurement has
 fresh processes, and its warm-up isn't counted. A round is DPDK, we, DPDK: where the two DPDK
 figures are far apart the machine changed in between (a host moves virtual CPUs about, and the
 price of a cache line between them with it), and the round is done over. The ratio is the median of
 the rounds' own ratios.
+
+Front-ends: "driver" is ours, and writes, describes, posts and checks every packet ("-touch" and
+"-lean" do less, so that they cost less beside the back-end); "virtio-user" is DPDK's, whose packets
+go round and are only counted.
 
 Exit codes: 0 measured; 1 what arrived was wrong; 2 wrong usage; 3 hugepages, CPUs or testpmd lack.
 """
@@ -25,8 +29,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "interop"))
@@ -34,10 +40,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "interop"))
 from dpdk_backends import Switch
 from testpmd import PROGRAM, Cycles, Testpmd
 
+from vhostfast.driver import Frontend, GuestMemory, Load, Traffic, pair
 from vhostfast.errors import EnvironmentLacks, VhostfastError
 
 WORKER_CPU, OTHER_CPU = 0, 1
 MEMORY_MIB = 256  # of each testpmd
+GUEST_MIB = 8  # of each of our own
+EDGES_S = 5  # longer than it takes to ask a back-end for its counters
+FAULTS = ("corrupt", "foreign", "reordered", "repeated")
 HUGEPAGES_MIN = 2 * MEMORY_MIB // 2 + 32  # of 2 MiB: a back-end, a front-end, some spare
 OPTIONS = ("--forward-mode=io", "--disable-link-check")  # of every testpmd
 APART_MAX = 1.15  # two DPDK figures of one round, the larger by the smaller
@@ -48,13 +58,15 @@ ATTEMPTS_MAX = 3  # of one round
 class Sample:
     """One measurement: millions of packets a second, and TSC cycles of the worker for each.
 
-    `idle` is the share of its time that the front-end waited for the back-end, None where that
-    isn't known: near 0 the figure is the front-end's rather than the back-end's.
+    `idle` is the share of its time that the front-end waited for the back-end, `lost` that of the
+    packets which never came; None where that isn't known. With `idle` near 0 the figure is the
+    front-end's rather than the back-end's.
     """
 
     mpps: float
-    cycles: float | None
-    idle: float | None
+    cycles: float | None = None
+    idle: float | None = None
+    lost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +160,61 @@ class Plan:
     seconds: float
 
 
-FrontEnd = Callable[[Plan, Callable[[], None]], tuple[float, float | None]]
-"""Runs a plan and returns packets a second that arrived, and its idle share. It calls its second
-argument when the warm-up is over and again when the time is."""
+FrontEnd = Callable[[Plan, Callable[[], None]], Sample]
+"""Runs a plan and returns what arrived. It calls its second argument when the warm-up is over and
+again when the time is."""
 
 
-def virtio_user(plan: Plan, edge: Callable[[], None]) -> tuple[float, float | None]:
+def driver(plan: Plan, edge: Callable[[], None], kind: str = "full") -> Sample:
+    """Our own guests, both on one thread, sending each other all that their rings take.
+
+    Raises VhostfastError for a byte that is wrong or a frame out of order.
+    """
+    with ExitStack() as stack:
+        guests = []
+        for socket in plan.sockets:
+            memory = stack.enter_context(GuestMemory(((0, GUEST_MIB << 20),), hugepages=True))
+            guests.append(stack.enter_context(Frontend(socket, memory)))
+        for guest in guests:
+            guest.start()
+        # Every byte of one packet in 64 is looked at; sequence and size of each.
+        load = Load(kind=kind, sizes=(plan.size,), verify_every=64)
+        traffic = Traffic(pair(*guests), load, idle="spin")
+        rate = observe(traffic, plan, edge)
+        for guest in guests:
+            guest.stop()
+        traffic.finish()
+    total = traffic.counters()
+    wrong = {name: getattr(total, name) for name in FAULTS if getattr(total, name)}
+    if wrong:
+        raise VhostfastError(f"at {plan.size} B what arrived was wrong: {wrong}")
+    return Sample(rate / 1e6, idle=traffic.idle_share(), lost=total.lost(total.sent) / total.sent)
+
+
+def observe(traffic: Traffic, plan: Plan, edge: Callable[[], None]) -> float:
+    """Run traffic on a thread of its own on OTHER_CPU; packets a second that arrived."""
+    whole = plan.warm_s + plan.seconds + EDGES_S
+
+    def run() -> None:
+        os.sched_setaffinity(0, {OTHER_CPU})  # of this thread alone
+        traffic.run(whole)
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run)
+        time.sleep(plan.warm_s)
+        edge()
+        before, start = traffic.counters().received, time.monotonic()
+        time.sleep(plan.seconds)
+        after, end = traffic.counters().received, time.monotonic()
+        edge()
+        traffic.stop_sending()
+        running.result()
+    return (after - before) / (end - start)
+
+
+def virtio_user(plan: Plan, edge: Callable[[], None]) -> Sample:
     """DPDK's virtio-user: 256 packets from each of two cards go round for ever. Only counted."""
     vdevs = [f"net_virtio_user{i},path={s},queue_size=256" for i, s in enumerate(plan.sockets)]
-
     with Testpmd(
         "virtio-user",
         plan.folder,
@@ -176,10 +234,15 @@ def virtio_user(plan: Plan, edge: Callable[[], None]) -> tuple[float, float | No
         after, end = cards.stats(), time.monotonic()
         edge()
     arrived = sum(after[port].rx_packets - before[port].rx_packets for port in after)
-    return arrived / (end - start), None
+    return Sample(arrived / (end - start) / 1e6)
 
 
-FRONT_ENDS: dict[str, FrontEnd] = {"virtio-user": virtio_user}
+FRONT_ENDS: dict[str, FrontEnd] = {
+    "driver": driver,
+    "driver-touch": partial(driver, kind="touch"),
+    "driver-lean": partial(driver, kind="lean"),
+    "virtio-user": virtio_user,
+}
 
 # --- Measuring ------------------------------------------------------------------------------------
 
@@ -210,12 +273,12 @@ def measure(back_end: type[Ours | Dpdk], options: argparse.Namespace, size: int)
         def edge() -> None:
             spent.append(worker.cycles() if spent else worker.mark())
 
-        rate, idle = FRONT_ENDS[options.front_end](plan, edge)
-    if rate == 0:
+        sample = FRONT_ENDS[options.front_end](plan, edge)
+    if sample.mpps == 0:
         raise VhostfastError(f"{worker.name} forwarded nothing at {size} B")
     cycles = spent[-1]
     each = cycles.total / cycles.packets if cycles and cycles.packets else None
-    return Sample(rate / 1e6, each, idle)
+    return replace(sample, cycles=each)
 
 
 def measure_round(options: argparse.Namespace, size: int) -> tuple[Sample, Sample, bool]:
@@ -240,6 +303,7 @@ def middle(samples: Sequence[Sample]) -> Sample:
         statistics.median(sample.mpps for sample in samples),
         known([sample.cycles for sample in samples]),
         known([sample.idle for sample in samples]),
+        known([sample.lost for sample in samples]),
     )
 
 
@@ -289,15 +353,16 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> str:
 
     lines = [
         f"Front-end {options.front_end}, {options.rounds} rounds of {options.seconds:g} s; "
-        "Mpps (spread), worker cycles a packet, front-end idle",
-        f"{'size':>6}{'DPDK':>18}{'cycles':>8}{'idle':>6}"
-        f"{'vhostfast':>18}{'cycles':>8}{'idle':>6}{'ratio':>8}",
+        "Mpps (spread), worker cycles a packet, front-end idle, packets lost",
+        f"{'size':>6}{'DPDK':>18}{'cycles':>8}{'idle':>6}{'lost':>7}"
+        f"{'vhostfast':>18}{'cycles':>8}{'idle':>6}{'lost':>7}{'ratio':>8}",
     ]
     for row in rows:
         line = f"{row.size:>4} B"
         for sample, apart in ((row.dpdk, row.dpdk_spread), (row.ours, row.ours_spread)):
             line += f"{f'{sample.mpps:.2f} (±{apart / 2:.0%})':>18}"
             line += f"{cell(sample.cycles, '.0f'):>8}{cell(sample.idle, '.0%'):>6}"
+            line += f"{cell(sample.lost, '.2%'):>7}"
         doubt = f"  {row.restless} of {options.rounds} rounds on a restless machine"
         lines.append(f"{line}{row.ratio:>7.2f}x{doubt * bool(row.restless)}")
     return "\n".join(lines)
