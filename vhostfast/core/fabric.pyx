@@ -383,7 +383,10 @@ cdef class Worker:
             entry.queue = ring.index // 2
             entry.waits_for = NULL
         self.held = [ring for _, ring in sources] + targets
-        kicks = {(<Ring>ring).kick_fd for ring in self.held} - {-1}
+        kicks = {(<Ring>ring).kick_fd for ring in self.held}
+        # A ring without a kick has to be polled, whatever the mode (vhost-user, SET_VRING_KICK).
+        self.c.mode = MODES.index("poll" if -1 in kicks else self.mode)
+        kicks.discard(-1)
         for fd in self.kicks - kicks:
             self._unwatch(fd)
         for fd in kicks - self.kicks:
