@@ -87,6 +87,7 @@ class World:
     def reconcile(self, session: Session) -> None:
         """Make it so. Idempotent. Raises ProtocolError for memory that can't be mapped or a ring
         that doesn't lie in it; the connection then has to end."""
+        _old = self._memory, self._log  # what is old is unmapped when we return, not in the pause
         memory = self._map_memory(session)
         log = self._map_log(session)
         wanted = {
@@ -147,7 +148,7 @@ class World:
         _, ring = self._rings.pop(index)
         self.dataplane.detach(ring)
         base = ring.stop()
-        if vring is not None:
+        if vring is not None and vring.base is not None:  # after RESET_DEVICE it has yet to be told
             vring.base = base
         logger.info("%s: vring %d stopped at %d", self.dataplane.name, index, base)
 
@@ -183,8 +184,8 @@ class World:
             log=log,
             used_log=used_log,
         )
-        self._rings[vring.index] = (shape, ring)
         self.dataplane.attach(ring)
+        self._rings[vring.index] = (shape, ring)
         if ring.base != vring.base:
             logger.info(
                 "%s: vring %d: base %s was given, used.idx is %d: going on there",
