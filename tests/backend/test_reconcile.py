@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from random import Random
 
 import pytest
 from host import Flow, Host, carry, eventually, frame, number_of, readable
 
+from vhostfast.backend.worker import FabricPort, Workers
+from vhostfast.core.fabric import Port
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.frontend import FEATURES
 from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
@@ -294,6 +296,7 @@ def test_the_same_table_again_keeps_the_map():
     with Host() as host:
         a, b = host.vm(0), host.vm(1)
         before = host.ports[0].port.rings[1].memory
+        clear(a.sender().call_fd)
         a.frontend.tell_memory()
         assert host.ports[0].port.rings[1].memory is before
         table = cut(a.memory, 0x90000)
@@ -301,7 +304,35 @@ def test_the_same_table_again_keeps_the_map():
             Request.SET_MEM_TABLE, table, [*a.memory.fds, a.memory.fds[-1]], ack=True
         )
         assert host.ports[0].port.rings[1].memory is not before
+        assert not readable(a.sender().call_fd), "only a new call is signalled"
         assert carry(a, b, FRAMES) == FRAMES
+
+
+def test_old_memory_is_unmapped_after_the_pause():
+    """It can take milliseconds, and the other ports wait."""
+    seen: list[int] = []
+
+    class Watching(FabricPort):
+        def __init__(self, port: Port, workers: Workers) -> None:
+            super().__init__(port, workers)
+            self.paused = self.watched
+
+        @contextmanager
+        def watched(self) -> Iterator[None]:
+            with self._workers.paused():
+                yield
+                seen.append(maps_of(vm.memory))
+
+    with Host() as host:
+        host.ports[0] = Watching(host.ports[0].port, host.workers)
+        vm = host.vm(0, start=False)
+        vm.start()
+        seen.clear()
+        fds = [*vm.memory.fds, vm.memory.fds[-1]]
+        vm.frontend.request(Request.SET_MEM_TABLE, cut(vm.memory, 0x90000), fds, ack=True)
+        own, before, after = 1, 3, 4
+        assert seen == [own + before + after]
+        assert maps_of(vm.memory) == own + after
 
 
 def test_the_same_table_of_another_file_is_another_memory():
