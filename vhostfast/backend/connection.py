@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from vhostfast.backend.channel import Channel, RawMessage, close_fds
@@ -37,7 +38,7 @@ class Backend(Dataplane, Protocol):
 
     @property
     def fault(self) -> str | None:
-        """Why the guest's rings were given up, if they were."""
+        """Why the guest's rings were given up, if they were: a sentence."""
 
     @property
     def event_fd(self) -> int:
@@ -92,26 +93,35 @@ class Connection:
         if not self._ended.done():
             self._ended.set_result(reason)
 
-    # --- What wakes us ----------------------------------------------------------------------------
-
-    def _readable(self) -> None:
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Whatever leaves the block ends the connection: nobody else would see it."""
         try:
-            for _ in range(MESSAGES_AT_ONCE):
-                raw = None if self._ended.done() else self._channel.receive()
-                if raw is None:
-                    return
-                self._handle(raw)
+            yield
         except Disconnected as error:
             self._end(str(error))
         except ProtocolError as error:
             self._refused(error)
             self._end(str(error))
+        except (OSError, MemoryError) as error:
+            self._end(f"this machine lacks something: {str(error) or 'memory'}")
+        except Exception as error:  # a bug: for whoever awaits `serve`
+            if not self._ended.done():
+                self._ended.set_exception(error)
+
+    # --- What wakes us ----------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        with self._ending():
+            for _ in range(MESSAGES_AT_ONCE):
+                raw = None if self._ended.done() else self._channel.receive()
+                if raw is None:
+                    return
+                self._handle(raw)
 
     def _writable(self) -> None:
-        try:
+        with self._ending():
             self._channel.flush()
-        except Disconnected as error:
-            self._end(str(error))
         if not self._channel.want_write:
             self._loop.remove_writer(self._channel.fileno())
 
@@ -119,8 +129,8 @@ class Connection:
         os.eventfd_read(self.backend.event_fd)
         if (fault := self.backend.fault) is not None:
             self.backend.count("faults")
-            logger.warning("%s: the guest broke its ring: %s", self.backend.name, fault)
-            self._end(f"the guest broke its ring: {fault}")
+            logger.warning("%s: %s", self.backend.name, fault)
+            self._end(fault)
 
     def _look_at_memory(self) -> None:
         """Nothing fails if a VM keeps its memory to itself: nothing comes, and nobody knows why."""
@@ -136,11 +146,8 @@ class Connection:
 
     def _handle(self, raw: RawMessage) -> None:
         try:
-            message = decode(raw.header, raw.payload, raw.fds, self.session)
-            _check_kind(message, raw.fds)
-            self.session.apply(message)
+            message = self._record(raw)
         except ProtocolError as error:
-            close_fds(raw.fds)
             self._refused(error)
             self._answer_no(raw.header, error)
             return
@@ -152,6 +159,17 @@ class Connection:
             self._end(str(error))
             return
         self._after(message)
+
+    def _record(self, raw: RawMessage) -> Message:
+        """From here on the fds are the session's, or closed."""
+        try:
+            message = decode(raw.header, raw.payload, raw.fds, self.session)
+            _check_kind(message, raw.fds)
+            self.session.apply(message)
+        except BaseException:
+            close_fds(raw.fds)
+            raise
+        return message
 
     def _after(self, message: Message) -> None:
         logger.debug("%s: %s %s", self.backend.name, message.request.name, message.payload)
@@ -167,7 +185,7 @@ class Connection:
 
     def _refused(self, error: ProtocolError) -> None:
         self.backend.count("messages_refused")
-        logger.warning("%s: refused: %s", self.backend.name, error)
+        logger.warning("%s: refused: %s", self.backend.name, str(error))  # no traceback is kept
 
     def _answer_no(self, header: bytes, error: ProtocolError) -> None:
         answer = self.session.failure(header)

@@ -91,7 +91,8 @@ class FabricPort:
 
     @property
     def fault(self) -> str | None:
-        return self.port.fault
+        broken = self.port.fault
+        return None if broken is None else f"the guest broke its ring: {broken}"
 
     def announce(self, mac: bytes) -> None:
         """Learn the address and tell the other ports, as the guest itself would (RARP)."""

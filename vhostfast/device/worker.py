@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vhostfast.core.ring import Ring
 
+POLL_S = 0.001
 logger = logging.getLogger("vhostfast")
 
 
@@ -65,9 +66,9 @@ class DeviceWorker:
         self._wake()
 
     def attach(self, ring: Ring) -> None:
-        self._rings[ring.index] = ring
         if ring.kick_fd >= 0:
             self._watch(ring.kick_fd)
+        self._rings[ring.index] = ring
 
     def detach(self, ring: Ring) -> None:
         del self._rings[ring.index]
@@ -81,6 +82,10 @@ class DeviceWorker:
         """Nobody is behind this device who would have to learn the address."""
 
     def reset(self) -> None:
+        """What waited for this guest is not for the next one."""
+        with self._lock:
+            self._device.counters["tx_dropped_full"] += len(self._device.backlog)
+            self._device.backlog.clear()
         self.fault = None
 
     # --- The thread -------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ class DeviceWorker:
             if packets:
                 self._hand_over(packets)
             if not self._give() and not packets and not self._more_came():
-                self._poll.poll()
+                self._poll.poll(self._patience_s())
 
     def _take(self) -> list[NDArray[np.uint8]]:
         with self._lock:
@@ -127,12 +132,18 @@ class DeviceWorker:
             ]  # each is asked, whatever the first says
         return any(more)
 
+    def _patience_s(self) -> float | None:
+        """For how long to sleep: a ring without a kick has to be polled."""
+        with self._lock:
+            return POLL_S if any(r.kick_fd < 0 for r in self._rings.values()) else None
+
     def _sorted(self, direction: int) -> list[Ring]:
-        """The rings of one direction (0 to the guest, 1 from it), none once one is broken."""
+        """The rings of one direction (0 to the guest, 1 from it); none once there is a fault."""
         for ring in self._rings.values():
             if ring.fault is not None:
-                self._give_up(ring.fault)
-                return []
+                self._give_up(f"the guest broke its ring: {ring.fault}")
+        if self.fault is not None:
+            return []
         return [self._rings[i] for i in sorted(self._rings) if i % 2 == direction]
 
     def _give_up(self, why: str) -> None:

@@ -1,0 +1,528 @@
+"""What a connection survives, and what ends it: always with a reason, and at nobody else's cost."""
+
+import errno
+import logging
+import os
+import resource
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import pytest
+from host import PATIENCE_S, Flow, Host, Vm, carry, frame, mac
+
+from vhostfast.backend.worker import FabricPort
+from vhostfast.core.ring import Ring
+from vhostfast.driver.frontend import FEATURES
+from vhostfast.driver.wire import Wire
+from vhostfast.errors import Disconnected, ProtocolError
+from vhostfast.protocol.features import Offer, VirtioFeature
+from vhostfast.protocol.message import (
+    U64,
+    Flag,
+    Mac,
+    MemoryTable,
+    Region,
+    Request,
+    VringAddr,
+    VringState,
+    encode,
+)
+
+FRAMES = [frame(i) for i in range(100)]
+FOUR_KIB = Region(0, 4096, 1 << 40, 0)
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+# --- Bad messages
+
+KINDS: dict[str, Callable[[ExitStack, str], int]] = {
+    "eventfd": lambda _, __: os.eventfd(0),
+    "memfd": lambda _, __: _memfd(1 << 20),
+    "short memfd": lambda _, __: _memfd(4095),
+    "pipe": lambda stack, _: _pipe(stack),
+    "socket": lambda stack, _: _socket(stack),
+    "directory": lambda _, folder: os.open(folder, os.O_RDONLY),
+    "device": lambda _, __: os.open("/dev/zero", os.O_RDWR),
+    "read-only": lambda _, folder: _read_only(folder),
+}
+
+
+def _memfd(size: int) -> int:
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, size)
+    return fd
+
+
+def _pipe(stack: ExitStack) -> int:
+    other, fd = os.pipe()
+    stack.callback(os.close, other)
+    return fd
+
+
+def _socket(stack: ExitStack) -> int:
+    other, sock = socket.socketpair()
+    stack.enter_context(other)
+    return sock.detach()
+
+
+def _read_only(folder: str) -> int:
+    path = os.path.join(folder, "memory")
+    with open(path, "wb") as file:
+        file.truncate(1 << 20)
+    return os.open(path, os.O_RDONLY)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A message that is to be refused, and words of the reason."""
+
+    name: str
+    data: bytes
+    words: str
+    fds: list[str] = field(default_factory=list)
+    ends: bool = False  # though an acknowledgement was asked for: nothing can follow it
+
+
+def raw(request: int, payload: bytes = b"", flags: int = 1, size: int | None = None) -> bytes:
+    return struct.pack("=III", request, flags, len(payload) if size is None else size) + payload
+
+
+def table(*regions: Region) -> bytes:
+    body = struct.pack("=I4x", len(regions))
+    return raw(Request.SET_MEM_TABLE, body + b"".join(region.pack() for region in regions))
+
+
+def state(request: Request, index: int, num: int) -> bytes:
+    return raw(request, struct.pack("=II", index, num))
+
+
+def u64(request: Request, value: int) -> bytes:
+    return raw(request, struct.pack("=Q", value))
+
+
+BAD = [
+    # the header; those that can't be told apart from the next message end the connection
+    Bad("version 2", raw(Request.SET_OWNER, flags=2), "version", ends=True),
+    Bad("a reply", raw(Request.SET_OWNER, flags=1 | Flag.REPLY), "REPLY", ends=True),
+    Bad("unknown flags", raw(Request.SET_OWNER, flags=1 | 16), "flags", ends=True),
+    Bad("size over the limit", raw(Request.SET_OWNER, size=4097), "size is 4097", ends=True),
+    Bad("request 0", raw(0), "request is 0"),
+    Bad("unknown request", raw(99, b"12345678"), "request is 99"),
+    Bad("too long", raw(Request.SET_OWNER, bytes(8)), "SET_OWNER: size is 8"),
+    Bad("too short", raw(Request.SET_FEATURES, bytes(4)), "size is 4, must be 8"),
+    # values
+    Bad("features", u64(Request.SET_FEATURES, 1), "not offered"),
+    Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 15), "not offered"),
+    Bad("not negotiated", raw(Request.SET_LOG_BASE, bytes(16)), "LOG_SHMFD", ["memfd"], ends=True),
+    Bad("vring 256", state(Request.SET_VRING_NUM, 256, 64), "vring index is 256"),
+    Bad("vring 2^31", state(Request.GET_VRING_BASE, 2**31 - 1, 0), "vring index", ends=True),
+    Bad("size 0", state(Request.SET_VRING_NUM, 0, 0), "size is 0"),
+    Bad("size 3", state(Request.SET_VRING_NUM, 0, 3), "power of two"),
+    Bad("size 65536", state(Request.SET_VRING_NUM, 0, 65536), "32768"),
+    Bad("size while it runs", state(Request.SET_VRING_NUM, 0, 128), "while the ring runs"),
+    Bad("base 65536", state(Request.SET_VRING_BASE, 4, 65536), "65535"),
+    Bad("enable 2", state(Request.SET_VRING_ENABLE, 0, 2), "0 or 1"),
+    Bad("mtu", u64(Request.NET_SET_MTU, 67), "mtu is 67"),
+    Bad("group mac", raw(Request.SEND_RARP, b"\1\0\0\0\0\1\0\0"), "one station"),
+    Bad(
+        "addr not aligned",
+        raw(Request.SET_VRING_ADDR, struct.pack("=IIQQQQ", 4, 0, 8, 0, 0, 0)),
+        "multiple of 16",
+    ),
+    # fds
+    Bad("surplus fd", raw(Request.SET_OWNER), "number of fds is 1", ["eventfd"]),
+    Bad("two kicks", u64(Request.SET_VRING_KICK, 4), "number of fds is 2", ["eventfd"] * 2),
+    Bad("no kick", u64(Request.SET_VRING_KICK, 4), "number of fds is 0"),
+    Bad("NOFD with fd", u64(Request.SET_VRING_CALL, 4 | 256), "fds is 1", ["eventfd"]),
+    Bad("nine fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 9, ends=True),
+    Bad("200 fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 200, ends=True),
+    *(
+        Bad(f"{kind} as {request.name[10:]}", u64(request, 4), "must be an eventfd", [kind])
+        for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
+        for kind in ("memfd", "pipe", "socket", "directory", "device")
+    ),
+    # memory
+    Bad("no region", table(), "number of regions is 0"),
+    Bad("nine regions", table(*[FOUR_KIB] * 9), "size", ["memfd"] * 8),
+    Bad("overlap", table(FOUR_KIB, FOUR_KIB), "overlap", ["memfd"] * 2),
+    Bad("too few memfds", table(FOUR_KIB, Region(4096, 4096, 0, 0)), "fds is 1", ["memfd"]),
+    Bad("short file", table(FOUR_KIB), "file's size, 4095", ["short memfd"], ends=True),
+    Bad(
+        "offset past the file",
+        table(Region(0, 4096, 0, 1 << 20)),
+        "file's size",
+        ["memfd"],
+        ends=True,
+    ),
+    Bad(
+        "a table whose second file is bad",
+        table(FOUR_KIB, Region(4096, 4096, 0, 0)),
+        "regular file",
+        ["memfd", "pipe"],
+        ends=True,
+    ),
+    *(
+        Bad(f"{kind} as memory", table(FOUR_KIB), "regular file", [kind], ends=True)
+        for kind in ("eventfd", "pipe", "socket", "directory", "device")
+    ),
+    Bad("read-only memory", table(FOUR_KIB), "Permission denied", ["read-only"], ends=True),
+]
+
+
+def send_with(sock: socket.socket, bad: Bad, flags: int, folder: str) -> None:
+    request, own_flags, size = struct.unpack_from("=III", bad.data)
+    data = struct.pack("=III", request, own_flags | flags, size) + bad.data[12:]
+    with ExitStack() as stack:
+        fds = []
+        for kind in bad.fds:
+            fds.append(KINDS[kind](stack, folder))
+            stack.callback(os.close, fds[-1])
+        socket.send_fds(sock, [data], fds)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
+def test_bad_messages(asked, caplog, tmp_path):
+    """Each is refused with a non-zero acknowledgement where one was asked for, else it is the end;
+    with a reason, a count, no fd left, and nobody else notices."""
+    with Host(ports=4) as host:
+        a, b = host.vm(2), host.vm(3)
+        idle = open_fds()
+        with Flow(a, b) as flow:
+            for number, bad in enumerate(BAD, 1):
+                caplog.clear()
+                vm = host.vm(0, fill=False, ring_size=16)
+                refuse(host, vm, bad, asked, str(tmp_path))
+                vm.close()
+                host.reason(0)
+                assert host.ports[0].port.rings == {}
+                assert host.counters(0)["messages_refused"] == number, bad.name
+                refused = [message for message in caplog.messages if "refused" in message]
+                assert len(refused) == 1, bad.name
+                assert refused[0].startswith("port0: refused: "), bad.name
+                assert bad.words in refused[0], bad.name
+                assert open_fds() == idle, bad.name
+                flow.take(1)
+        flow.assert_whole()
+        assert host.counters(2)["messages_refused"] == 0
+
+
+def refuse(host: Host, vm: Vm, bad: Bad, asked: bool, folder: str) -> None:
+    before = open_fds()
+    with socket.socket(fileno=os.dup(vm.frontend.wire.fileno())) as sock:
+        sock.settimeout(PATIENCE_S)
+        send_with(sock, bad, Flag.NEED_REPLY if asked else 0, folder)
+        if asked and not bad.ends:
+            request = struct.unpack_from("=I", bad.data)[0]
+            assert sock.recv(100) == struct.pack("=IIIQ", request, 5, 8, 1), bad.name
+            vm.frontend.fence()
+            assert host.connected(0), bad.name
+            assert open_fds() == before + 1, f"{bad.name}: an fd was kept"
+        else:
+            assert bad.words in host.reason(0), bad.name
+            with suppress(ConnectionResetError):
+                assert len(sock.recv(100)) in (0, 20), bad.name
+
+
+@pytest.mark.parametrize("need_reply", [False, True])
+def test_without_reply_ack_nothing_is_acknowledged(need_reply):
+    """Not even where it is asked for: the front-end would take it for another's answer."""
+    with Host() as host:
+        sock = host.plug(0)
+        sock.settimeout(PATIENCE_S)
+        sock.send(encode(Request.SET_OWNER, need_reply=need_reply) + encode(Request.GET_FEATURES))
+        answer = encode(Request.GET_FEATURES, U64(host.offer.features), reply=True)
+        assert sock.recv(100) == answer
+        sock.send(encode(Request.SET_FEATURES, U64(1), need_reply=need_reply))
+        assert sock.recv(100) == b""
+        assert "not offered" in host.reason(0)
+        sock.close()
+
+
+def test_memory_that_is_too_large_to_map():
+    with Host() as host:
+        vm = host.vm(0)
+        fd = _memfd(1 << 47)
+        with pytest.raises(ProtocolError, match="refused"):
+            vm.frontend.request(
+                Request.SET_MEM_TABLE, MemoryTable((Region(0, 1 << 47, 0, 0),)), [fd], ack=True
+            )
+        assert "SET_MEM_TABLE: mmap is Cannot allocate memory" in host.reason(0)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("field", ["desc", "avail", "used"])
+def test_a_ring_that_lies_in_no_region_waits(field):
+    """Its memory may be told later; half of it is not enough."""
+    with Host() as host:
+        vm = host.vm(0, start=False)
+        vm.start()
+        vring = vm.sender()
+        vm.frontend.stop_ring(vring)
+        addr = vring.addresses()
+        last = vm.memory.regions[-1]
+        values = {"desc": addr.desc, "avail": addr.avail, "used": addr.used}
+        values[field] = last.uva + last.size - 16
+        bad = VringAddr(1, 0, values["desc"], values["used"], values["avail"], 0)
+        vm.frontend.request(Request.SET_VRING_ADDR, bad, ack=True)
+        vm.frontend.tell_file(Request.SET_VRING_KICK, 1, vring.kick_fd)
+        vm.frontend.fence()
+        assert list(host.ports[0].port.rings) == [0]
+        vm.frontend.request(Request.SET_VRING_ADDR, addr, ack=True)
+        assert set(host.ports[0].port.rings) == {0, 1}
+
+
+# --- What this machine lacks
+
+
+class Lacking(FabricPort):
+    """A port whose rings can't be attached: as if epoll had no room for another kick."""
+
+    def __init__(self, host: Host, error: Callable[[], Exception]) -> None:
+        super().__init__(host.ports[0].port, host.workers)
+        self.attach = self.fail
+        self.error = error
+
+    def fail(self, ring: Ring) -> None:
+        raise self.error()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            lambda: OSError(errno.ENOSPC, "No space left on device"),
+            "lacks something: [Errno 28] No space left",
+        ),
+        (MemoryError, "lacks something: memory"),
+    ],
+)
+def test_what_the_machine_lacks_ends_the_connection(error, reason):
+    with Host(ports=4) as host:
+        a, b = host.vm(2), host.vm(3)
+        host.ports[0] = Lacking(host, error)
+        vm = host.vm(0, start=False)
+        with pytest.raises(Disconnected):
+            vm.start()
+        assert reason in host.reason(0)
+        assert carry(a, b, FRAMES) == FRAMES
+
+
+def test_a_bug_of_ours_ends_the_connection_and_is_told():
+    with Host(ports=4) as host:
+        host.ports[0] = Lacking(host, ZeroDivisionError)
+        vm = host.vm(0, start=False)
+        with pytest.raises(Disconnected):
+            vm.start()
+        with pytest.raises(ZeroDivisionError):
+            host.reason(0)
+
+
+def test_no_fd_left_for_what_a_message_brings():
+    with Host(ports=4) as host:
+        vm, a, b = host.vm(0), host.vm(2), host.vm(3)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard)
+        )
+        try:
+            filled = []
+            with suppress(OSError):
+                while True:
+                    filled.append(os.dup(0))
+            vm.frontend.tell_file(Request.SET_VRING_ERR, 0, vm.frontend.rings[0].err_fd)
+            assert "number of fds" in host.reason(0)
+            assert carry(a, b, FRAMES) == FRAMES
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in filled:
+                os.close(fd)
+
+
+# --- Ends, and beginnings again
+
+
+def test_it_leaves_with_rings_running_and_comes_back():
+    with Host() as host:
+        b = host.vm(1)
+        for _ in range(3):
+            a = host.vm(0)
+            with Flow(b):
+                assert a.receive(20)
+                a.close()
+                assert host.reason(0) == "the peer closed the socket"
+        a = host.vm(0)
+        assert carry(a, b, FRAMES) == FRAMES
+        assert host.counters(0)["connections"] == 4
+
+
+def test_200_front_ends_leave_nothing_behind():
+    with Host() as host:
+        b = host.vm(1)
+        host.vm(0).close()
+        host.reason(0)
+        before = open_fds(), threads()
+        for number in range(200):
+            a = host.vm(0, fill=False, ring_size=16, queue_pairs=1 + number % 3)
+            a.send([frame(number)])
+            assert b.receive(1) == [frame(number)]
+            a.close()
+            host.reason(0)
+            assert (open_fds(), threads()) == before
+
+
+@pytest.mark.parametrize("ring", ["sends", "receives"])
+def test_a_guest_that_breaks_its_ring(ring, caplog):
+    with Host() as host:
+        a, b = host.vm(0, fill=False), host.vm(1)
+        driver = (a.sender() if ring == "sends" else a.receiver()).ring
+        place = driver.avail_index % driver.size
+        driver.add([(0x40000, 64, ring == "receives")], publish=False)
+        driver.avail["ring"][place] = 9999
+        driver.publish()
+        driver.kick(force=True)
+        if ring == "receives":
+            b.send(FRAMES[:1])
+        reason = "the guest broke its ring: a head or next descriptor outside of its table"
+        assert host.reason(0) == reason
+        assert f"port0: {reason}" in caplog.messages
+        assert (host.counters(0)["faults"], host.counters(1)["faults"]) == (1, 0)
+        b.send(FRAMES[:3])  # nobody is there to take it
+        b.all_sent()
+        again = host.vm(0)
+        assert host.connected(1)
+        assert carry(again, b, FRAMES) == FRAMES
+        assert carry(b, again, FRAMES) == FRAMES
+
+
+# --- What has its effect elsewhere
+
+
+@pytest.mark.parametrize("forward", ["learn", "patch"])
+@pytest.mark.parametrize("started", [True, False], ids=["running", "before memory"])
+def test_send_rarp_announces_at_once(started, forward):
+    with Host(forward, ports=3) as host:
+        others = [host.vm(port) for port in (1, 2)]
+        vm = host.vm(0, start=started)
+        vm.frontend.request(Request.SEND_RARP, Mac(mac(9)), ack=True)
+        expected = (
+            b"\xff" * 6 + mac(9) + bytes.fromhex("8035 0001 0800 06 04 0003")
+            + mac(9) + bytes(4) + mac(9) + bytes(4) + bytes(18)
+        )  # fmt: skip
+        assert len(expected) == 60
+        reached = others if forward == "learn" else others[:1]
+        for other in reached:
+            assert other.received() == [expected]
+        if forward == "learn":
+            assert host.fabric.find(mac(9)) == host.ports[0].port
+        if started:
+            assert vm.received() == []
+
+
+def test_net_set_mtu_bounds_what_the_guest_is_sent():
+    with Host() as host:
+        a, b = host.vm(0), host.vm(1, start=False, features=FEATURES | VirtioFeature.MTU)
+        b.frontend.request(Request.NET_SET_MTU, U64(1000), ack=True)
+        b.start()
+        a.send([frame(1, size=1018), frame(2, size=1019), frame(3)])
+        assert b.receive(2) == [frame(1, size=1018), frame(3)]
+        assert host.counters(1)["tx_dropped_too_big"] == 1
+        b.frontend.request(Request.NET_SET_MTU, U64(1001), ack=True)
+        a.send([frame(2, size=1019)])
+        assert b.receive(1) == [frame(2, size=1019)]
+
+
+def test_net_set_mtu_is_only_told_where_the_guest_did_not_take_it():
+    with Host() as host:
+        a, b = host.vm(0), host.vm(1)
+        b.frontend.request(Request.NET_SET_MTU, U64(1000), ack=True)
+        a.send([frame(1, size=1500)])
+        assert b.receive(1) == [frame(1, size=1500)]
+
+
+def test_status_is_kept_and_resets_nothing():
+    with Host() as host:
+        a, b = host.vm(0), host.vm(1)
+        assert a.frontend.ask(Request.GET_STATUS) == 0xF
+        a.frontend.request(Request.SET_STATUS, U64(0), ack=True)
+        assert a.frontend.ask(Request.GET_STATUS) == 0
+        assert carry(a, b, FRAMES) == FRAMES
+
+
+def test_fewer_queues_are_offered_and_held_to():
+    with Host(offer=Offer.net(2)) as host:
+        vm = host.vm(0, queue_pairs=2)
+        assert vm.frontend.ask(Request.GET_QUEUE_NUM) == 2
+        vm.frontend.wire.send(Request.GET_VRING_BASE, VringState(4, 0))
+        assert "vring index is 4, must be under 4" in host.reason(0)
+
+
+# --- Load
+
+
+@pytest.mark.slow
+def test_a_flood_of_messages_leaves_others_served():
+    with Host(ports=3) as host:
+        sock, vm = host.plug(2), host.vm(0)
+        flood = encode(Request.SET_OWNER) * 1000
+        sender = threading.Thread(target=lambda: [sock.sendall(flood) for _ in range(100)])
+        sender.start()
+        served = 0
+        while sender.is_alive():
+            vm.frontend.fence()
+            served += 1
+            sender.join(0.01)
+        sock.close()
+        assert host.reason(2) == "the peer closed the socket"
+        assert served > 20
+
+
+def test_who_never_reads_its_answers_is_dropped():
+    with Host(ports=4) as host:
+        sock, a, b = host.plug(0), host.vm(2), host.vm(3)
+        sock.settimeout(PATIENCE_S)
+        with suppress(ConnectionError):
+            while True:
+                sock.sendall(encode(Request.GET_FEATURES) * 100)
+        assert "answers left unread" in host.reason(0)
+        assert carry(a, b, FRAMES) == FRAMES
+        sock.close()
+
+
+def test_answers_wait_for_a_slow_reader():
+    with Host() as host:
+        sock = host.plug(0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        wire = Wire(sock, PATIENCE_S)
+        count = 2000
+        sender = threading.Thread(
+            target=lambda: wire.send_bytes(encode(Request.GET_FEATURES) * count)
+        )
+        sender.start()
+        for _ in range(count):
+            assert wire.receive(Request.GET_FEATURES) == U64(host.offer.features)
+        sender.join()
+        wire.close()
+
+
+def test_what_happened_is_in_the_log_under_the_port_s_name(caplog):
+    caplog.set_level(logging.DEBUG, "vhostfast")
+    with Host() as host:
+        vm = host.vm(0)
+        vm.close()
+        host.reason(0)
+    assert "port0: vring 1 runs, 64 entries" in caplog.messages
+    assert "port0: vring 1 stopped at 0" in caplog.messages
+    assert "port0: disconnected: the peer closed the socket" in caplog.messages
+    assert any(message.startswith("port0: SET_MEM_TABLE ") for message in caplog.messages)
+    assert all(record.name == "vhostfast" for record in caplog.records if "port0" in record.message)
