@@ -20,7 +20,6 @@ from vhostfast.protocol.message import (
     MemoryTable,
     Region,
     Request,
-    VringAddr,
     VringBase,
     VringEnable,
     VringSize,
@@ -456,34 +455,3 @@ def test_the_log_comes_and_goes_while_rings_run():
         assert carry(a, b, FRAMES) == FRAMES
         assert not any(os.pread(fd, size, 0))
         os.close(fd)
-
-
-# --- Memory that nobody shares
-
-
-def test_a_warning_if_the_memory_is_not_shared(caplog):
-    """As QEMU without share=on: the guest's writes never reach the file."""
-    with Host() as host, GuestMemory([(0, 0x10000)]) as memory:
-        vm = host.vm(0, start=False)
-        assert os.fstat(memory.fds[0]).st_blocks == 0
-        frontend = vm.frontend
-        frontend.request(Request.SET_FEATURES, U64(frontend.features))
-        frontend.request(Request.SET_MEM_TABLE, memory.table, memory.fds, ack=True)
-        for index in (0, 1):
-            start = memory.uva(0x4000 * index)
-            addr = VringAddr(index, 0, start, start + 0x2000, start + 0x1000, 0)
-            frontend.request(Request.SET_VRING_NUM, VringSize(index, 64))
-            frontend.request(Request.SET_VRING_BASE, VringBase(index, 0))
-            frontend.request(Request.SET_VRING_ADDR, addr)
-            frontend.tell_file(Request.SET_VRING_KICK, index, frontend.rings[index].kick_fd)
-        frontend.fence()
-        assert set(host.ports[0].port.rings) == {0, 1}
-        said = [message for message in caplog.messages if "share=on" in message]
-        assert len(said) == 1
-        assert said[0].startswith("port0: the VM's memory is not shared")
-
-
-def test_no_warning_if_it_is(caplog):
-    with Host() as host:
-        host.vm(0)
-        assert not [message for message in caplog.messages if "share=on" in message]

@@ -17,7 +17,7 @@ from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import Message, Region, Request, decode
+from vhostfast.protocol.message import Message, Region, Request, VringFile, decode
 from vhostfast.protocol.session import Session
 
 logger = logging.getLogger("vhostfast")
@@ -25,12 +25,6 @@ logger = logging.getLogger("vhostfast")
 MESSAGES_AT_ONCE = 64  # then another connection has its turn
 MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
 MEMORY_LOOK = 4 << 20  # bytes; no running VM has left all of them zero
-_EVENTFD_REQUESTS = {
-    Request.SET_VRING_KICK,
-    Request.SET_VRING_CALL,
-    Request.SET_VRING_ERR,
-    Request.SET_LOG_FD,
-}
 
 
 class Backend(Dataplane, Protocol):
@@ -154,10 +148,8 @@ class Connection:
         try:
             self._world.reconcile(self.session)
         except ProtocolError as error:  # the record can't be made true: nothing can follow
-            self._refused(error)
             self._answer_no(raw.header, error)
-            self._end(str(error))
-            return
+            raise
         self._after(message)
 
     def _record(self, raw: RawMessage) -> Message:
@@ -202,7 +194,7 @@ class Connection:
 
 def _check_kind(message: Message, fds: Sequence[int]) -> None:
     """Kick, call, err and log fds are eventfds: writing to one never blocks nor raises a signal."""
-    if message.request not in _EVENTFD_REQUESTS:
+    if not isinstance(message.payload, VringFile) and message.request is not Request.SET_LOG_FD:
         return
     for fd in fds:
         kind = os.readlink(f"/proc/self/fd/{fd}")

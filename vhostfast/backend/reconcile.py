@@ -9,7 +9,7 @@ should not run, swap, (re)start what should; unmap what is old.
 import logging
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from vhostfast.core.memory import GuestMemory, Log
@@ -43,7 +43,7 @@ class Dataplane(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a ring can't change without a stop."""
+    """What a ring can't change without a stop: keywords of Ring.start."""
 
     size: int
     desc: int
@@ -168,33 +168,13 @@ class World:
         name = self.dataplane.name
         ring = Ring(vring.index)
         call, _, log, used_log = _settings(vring, memory, log)
-        ring.start(
-            memory,
-            size=shape.size,
-            desc=shape.desc,
-            used=shape.used,
-            avail=shape.avail,
-            event_idx=shape.event_idx,
-            indirect=shape.indirect,
-            mergeable=shape.mergeable,
-            header_size=shape.header_size,
-            frame_size_max=shape.frame_size_max,
-            kick_fd=shape.kick_fd,
-            call_fd=call,
-            log=log,
-            used_log=used_log,
-        )
+        ring.start(memory, **asdict(shape), call_fd=call, log=log, used_log=used_log)
         self.dataplane.attach(ring)
         self._rings[vring.index] = (shape, ring)
-        if ring.base != vring.base:
-            logger.info(
-                "%s: vring %d: base %s was given, used.idx is %d: going on there",
-                name,
-                vring.index,
-                vring.base,
-                ring.base,
-            )
         logger.info("%s: vring %d runs, %d entries", name, vring.index, shape.size)
+        if ring.base != vring.base:
+            told = f"base {vring.base} was given, used.idx is {ring.base}: going on there"
+            logger.info("%s: vring %d: %s", name, vring.index, told)
 
 
 def _settings(
