@@ -133,9 +133,13 @@ static inline void split_mark_used(struct ring *ring, uint64_t offset, uint64_t 
         log_mark(&ring->marker, ring->used_log + offset, size);
 }
 
+/* A guest that offers without waiting for what it gets back can have more pushed than it has room
+ * for: then all of the ring was written, and nothing beyond. */
 static inline void split_mark_elements(struct ring *ring, uint16_t from, uint16_t to)
 {
     uint32_t first = from & (ring->size - 1), count = (uint16_t)(to - from);
+    if (unlikely(count > ring->size))
+        count = ring->size;
     uint32_t before_wrap = ring->size - first < count ? ring->size - first : count;
     const uint64_t element = sizeof(struct vring_used_element);
     split_mark_used(ring, SPLIT_USED_RING + first * element, before_wrap * element);
