@@ -21,7 +21,8 @@ uint8_t *map_guarded(int fd, uint64_t offset, uint64_t size)
     uint8_t *map = mmap(NULL, size + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
         return NULL;
-    return mmap(map + page, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+    return mmap(map + page, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                (off_t)offset);
 }
 
 void unmap_guarded(uint8_t *map, uint64_t size) { munmap(map - 4096, size + 2 * 4096); }
