@@ -281,6 +281,13 @@ ALWAYS_INLINE void prefetch(const uint8_t *at, const enum direction direction)
         __builtin_prefetch(at, 0);
 }
 
+/* The lines of the next `count` used elements are the driver's, which has read them. */
+ALWAYS_INLINE void prefetch_used(struct ring *ring, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i += CACHE_LINE / sizeof(struct vring_used_element))
+        __builtin_prefetch(&ring->used->ring[(ring->used_next + i) & (ring->size - 1)], 1);
+}
+
 /* Look ahead, taking nothing, at up to `wanted` chains; stop at the first that isn't one direct
  * descriptor. */
 ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uint32_t wanted,
@@ -288,6 +295,7 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
 {
     int waiting = split_waiting(ring, wanted);
     uint32_t limit = waiting < (int)wanted ? (uint32_t)(waiting < 0 ? 0 : waiting) : wanted;
+    prefetch_used(ring, limit);
     for (uint32_t i = 0; i < limit; i++) {
         uint32_t head =
             load_once_u16(&ring->avail->ring[(ring->last_avail + i) & (ring->size - 1)]);
@@ -431,13 +439,13 @@ static uint32_t burst_baseline(struct burst *burst, struct source *source)
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static uint32_t burst_avx2(struct burst *burst,
-                                                           struct source *source)
+__attribute__((target("avx2,prfchw"))) static uint32_t burst_avx2(struct burst *burst,
+                                                                  struct source *source)
 {
     return forward_burst(burst, source, 32);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl"))) static uint32_t burst_avx512(
+__attribute__((target("avx512f,avx512bw,avx512vl,prfchw"))) static uint32_t burst_avx512(
     struct burst *burst, struct source *source)
 {
     return forward_burst(burst, source, 64);
