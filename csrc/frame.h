@@ -25,18 +25,17 @@ enum frame_limit {
     FRAME_PROVEN_MIN = 40,    /* a word of pattern at least, or the header could be anything */
 };
 
+/* In words, as they are loaded and stored: bytes put together from narrower ones would wait for
+ * them. */
 struct frame {
-    uint8_t destination[6];
-    uint8_t source[6];
-    uint8_t type[2];
-    uint16_t flow;
+    uint64_t station[2]; /* addresses, type, flow */
     uint64_t sequence;
-    uint32_t seed;
-    uint32_t size;
+    uint64_t shape; /* seed, and size << 32 */
 };
 
 _Static_assert(offsetof(struct frame, sequence) == 16, "the layout above");
 _Static_assert(sizeof(struct frame) == FRAME_PATTERN, "the layout above");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the layout above");
 
 enum frame_verdict { FRAME_GOOD, FRAME_FOREIGN, FRAME_CORRUPT };
 
@@ -52,9 +51,30 @@ ALWAYS_INLINE uint32_t frame_seed(uint64_t sequence) { return (uint32_t)frame_mi
 
 ALWAYS_INLINE uint64_t frame_base(const struct frame *frame)
 {
-    uint64_t word[4];
-    memcpy(word, frame, sizeof word);
-    return frame_mix(word[0] + FRAME_GOLDEN * frame_mix(word[1] + FRAME_GOLDEN * word[3]));
+    uint64_t inner = frame_mix(frame->station[1] + FRAME_GOLDEN * frame->shape);
+    return frame_mix(frame->station[0] + FRAME_GOLDEN * inner);
+}
+
+ALWAYS_INLINE struct frame frame_load(const uint8_t *at)
+{
+    const u64_any *word = (const u64_any *)at;
+    struct frame frame = {{word[0], word[1]}, word[2], word[3]};
+    return frame;
+}
+
+ALWAYS_INLINE uint32_t frame_size(const struct frame *frame)
+{
+    return (uint32_t)(frame->shape >> 32);
+}
+
+ALWAYS_INLINE uint32_t frame_type(const struct frame *frame)
+{
+    return __builtin_bswap16((uint16_t)(frame->station[1] >> 32));
+}
+
+ALWAYS_INLINE uint32_t frame_flow(const struct frame *frame)
+{
+    return (uint32_t)(frame->station[1] >> 48);
 }
 
 static inline void frame_fill_pattern(uint8_t *at, uint64_t base, uint32_t size)
@@ -79,25 +99,28 @@ static inline bool frame_pattern_holds(const uint8_t *at, uint64_t base, uint32_
     return (wrong | ((last ^ x) & mask)) == 0;
 }
 
-/* Writes the whole frame; `head` has all but sequence, seed and size. */
-ALWAYS_INLINE void frame_fill(uint8_t *at, const struct frame *head, uint64_t sequence,
+/* Writes the whole frame, of which `station` is known. */
+ALWAYS_INLINE void frame_fill(uint8_t *at, const uint64_t station[2], uint64_t sequence,
                               uint32_t size)
 {
-    struct frame frame = *head;
-    frame.sequence = sequence;
-    frame.seed = frame_seed(sequence);
-    frame.size = size;
-    memcpy(at, &frame, sizeof frame);
+    uint64_t shape = frame_seed(sequence) | (uint64_t)size << 32;
+    struct frame frame = {{station[0], station[1]}, sequence, shape};
+    u64_any *word = (u64_any *)at;
+    word[0] = station[0];
+    word[1] = station[1];
+    word[2] = sequence;
+    word[3] = shape;
     frame_fill_pattern(at + FRAME_PATTERN, frame_base(&frame), size - FRAME_PATTERN);
 }
 
 /* Is it one of ours, by its first bytes? */
-static inline enum frame_verdict frame_look(const struct frame *frame, uint32_t size, bool exact)
+ALWAYS_INLINE enum frame_verdict frame_look(const struct frame *frame, uint32_t size, bool exact)
 {
-    if (size < FRAME_PROVEN_MIN || frame->type[0] != FRAME_ETHERTYPE >> 8 ||
-        frame->type[1] != (FRAME_ETHERTYPE & 0xff))
+    if (unlikely(frame_type(frame) != FRAME_ETHERTYPE))
         return FRAME_FOREIGN;
-    if (frame->size != size || (exact && frame->seed != frame_seed(frame->sequence)))
+    if (unlikely(frame_size(frame) != size))
+        return FRAME_CORRUPT;
+    if (exact && unlikely((uint32_t)frame->shape != frame_seed(frame->sequence)))
         return FRAME_CORRUPT;
     return FRAME_GOOD;
 }
@@ -105,7 +128,8 @@ static inline enum frame_verdict frame_look(const struct frame *frame, uint32_t 
 /* Is every byte right? Of a frame that frame_look found good. */
 ALWAYS_INLINE bool frame_holds(const uint8_t *at, const struct frame *frame)
 {
-    return frame_pattern_holds(at + FRAME_PATTERN, frame_base(frame), frame->size - FRAME_PATTERN);
+    uint32_t size = frame_size(frame) - FRAME_PATTERN;
+    return frame_pattern_holds(at + FRAME_PATTERN, frame_base(frame), size);
 }
 
 #endif

@@ -80,7 +80,6 @@ static inline uint32_t lean_gather(struct receiver *receiver, uint16_t index)
 
 static inline void lean_check(struct receiver *receiver, uint16_t index)
 {
-    struct frame frame;
     uint32_t size = receiver->frame_size;
     const uint8_t *at = receiver->scratch;
     if (receiver->buffers_each > 1) {
@@ -89,11 +88,12 @@ static inline void lean_check(struct receiver *receiver, uint16_t index)
         uint32_t slot = (uint32_t)lean_head(&receiver->pool, index) >> receiver->pool.head_shift;
         at = pool_frame(&receiver->pool, slot);
     }
-    memcpy(&frame, at, sizeof frame);
-    if (size == 0) /* they differ: the frame has to tell */
-        size = frame.size <= pool_room(&receiver->pool) ? frame.size : 0;
+    struct frame frame = frame_load(at);
+    if (size == 0 && frame_size(&frame) <= pool_room(&receiver->pool)) /* they differ: it says */
+        size = frame_size(&frame);
     count_up(&receiver->verified, 1);
-    if (frame_look(&frame, size, false) != FRAME_GOOD || !frame_holds(at, &frame))
+    if (size < FRAME_PROVEN_MIN || frame_look(&frame, size, false) != FRAME_GOOD ||
+        !frame_holds(at, &frame))
         count_up(&receiver->corrupt, 1);
 }
 

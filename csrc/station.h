@@ -27,7 +27,7 @@ enum load { LOAD_FULL, LOAD_TOUCH, LOAD_LEAN };
 /* Counters are written by the loop alone, and read by anyone meanwhile. */
 struct sender {
     struct pool pool;
-    struct frame head;
+    uint64_t station[2]; /* struct frame's */
     uint32_t size[TRAFFIC_SIZES_MAX];
     uint32_t size_count;
     uint64_t limit; /* packets to send */
@@ -86,7 +86,7 @@ ALWAYS_INLINE uint32_t sender_offer(struct sender *sender, enum load load)
         uint32_t size = sender_size(sender, load == LOAD_FULL ? sequence : slot);
         if (load == LOAD_FULL) {
             memset(pool_slot(pool, slot), 0, pool->header_size);
-            frame_fill(frame, &sender->head, sequence, size);
+            frame_fill(frame, sender->station, sequence, size);
             pool_describe(pool, slot, pool->header_size + size);
         } else {
             *(u64_any *)(frame + offsetof(struct frame, sequence)) = sequence;
@@ -122,33 +122,42 @@ static inline int sender_reclaim(struct sender *sender)
 
 /* --- Receiving --- */
 
-/* A frame has come: counts it. `exact` for frames that were written anew. */
-ALWAYS_INLINE void receiver_note(struct receiver *receiver, const uint8_t *at, uint32_t size,
-                                 bool exact)
+/* What a burst has brought; added to the receiver's counters once. */
+struct tally {
+    uint64_t packets, bytes, verified;
+};
+
+ALWAYS_INLINE enum frame_verdict receiver_judge(struct receiver *receiver, struct tally *tally,
+                                                const uint8_t *at, uint32_t size, bool exact)
 {
-    struct frame frame;
-    if (unlikely(size < FRAME_PROVEN_MIN)) {
-        count_up(&receiver->foreign, 1);
-        return;
-    }
-    memcpy(&frame, at, sizeof frame);
+    if (unlikely(size < FRAME_PROVEN_MIN))
+        return FRAME_FOREIGN;
+    struct frame frame = frame_load(at);
     enum frame_verdict verdict = frame_look(&frame, size, exact);
-    if (unlikely(verdict == FRAME_FOREIGN)) {
-        count_up(&receiver->foreign, 1);
-        return;
-    }
-    if (verdict == FRAME_GOOD && (receiver->packets & (receiver->verify_every - 1)) == 0) {
-        count_up(&receiver->verified, 1);
+    if (unlikely(verdict != FRAME_GOOD))
+        return verdict;
+    if (((receiver->packets + tally->packets) & (receiver->verify_every - 1)) == 0) {
+        tally->verified++;
         if (unlikely(!frame_holds(at, &frame)))
-            verdict = FRAME_CORRUPT;
+            return FRAME_CORRUPT;
     }
-    if (unlikely(verdict == FRAME_CORRUPT || frame.flow >= TRAFFIC_FLOWS_MAX ||
-                 !flow_note(&receiver->flows[frame.flow], frame.sequence))) {
-        count_up(&receiver->corrupt, 1);
-        return;
+    uint32_t flow = frame_flow(&frame);
+    if (unlikely(flow >= TRAFFIC_FLOWS_MAX || !flow_note(&receiver->flows[flow], frame.sequence)))
+        return FRAME_CORRUPT;
+    return FRAME_GOOD;
+}
+
+/* A frame has come: counts it. `exact` for frames that were written anew. */
+ALWAYS_INLINE void receiver_note(struct receiver *receiver, struct tally *tally, const uint8_t *at,
+                                 uint32_t size, bool exact)
+{
+    enum frame_verdict verdict = receiver_judge(receiver, tally, at, size, exact);
+    if (likely(verdict == FRAME_GOOD)) {
+        tally->packets++;
+        tally->bytes += size;
+    } else {
+        count_up(verdict == FRAME_FOREIGN ? &receiver->foreign : &receiver->corrupt, 1);
     }
-    count_up(&receiver->packets, 1);
-    count_up(&receiver->bytes, size);
 }
 
 ALWAYS_INLINE void receiver_post(struct receiver *receiver, uint32_t slot, enum load load)
@@ -169,8 +178,8 @@ ALWAYS_INLINE uint32_t receiver_buffers(const struct receiver *receiver, uint32_
 }
 
 /* A packet over several buffers, gathered and counted; as many used elements as it took. */
-static inline int receiver_take_merged(struct receiver *receiver, uint32_t count, uint32_t waiting,
-                                       enum load load)
+static inline int receiver_take_merged(struct receiver *receiver, struct tally *tally,
+                                       uint32_t count, uint32_t waiting, enum load load)
 {
     struct pool *pool = &receiver->pool;
     struct driver_ring *ring = pool->ring;
@@ -192,7 +201,7 @@ static inline int receiver_take_merged(struct receiver *receiver, uint32_t count
         receiver_post(receiver, (uint32_t)slot, load);
     }
     if (whole)
-        receiver_note(receiver, receiver->scratch, (uint32_t)(end - receiver->scratch),
+        receiver_note(receiver, tally, receiver->scratch, (uint32_t)(end - receiver->scratch),
                       load == LOAD_FULL);
     else
         count_up(&receiver->corrupt, 1);
@@ -200,7 +209,8 @@ static inline int receiver_take_merged(struct receiver *receiver, uint32_t count
 }
 
 /* The next packet; as many used elements as it took. */
-ALWAYS_INLINE int receiver_take(struct receiver *receiver, uint32_t waiting, enum load load)
+ALWAYS_INLINE int receiver_take(struct receiver *receiver, struct tally *tally, uint32_t waiting,
+                                enum load load)
 {
     struct pool *pool = &receiver->pool;
     struct driver_ring *ring = pool->ring;
@@ -210,12 +220,12 @@ ALWAYS_INLINE int receiver_take(struct receiver *receiver, uint32_t waiting, enu
         return driver_refuse_id(ring, element.id);
     uint32_t count = receiver_buffers(receiver, slot);
     if (unlikely(count != 1))
-        return receiver_take_merged(receiver, count, waiting, load);
+        return receiver_take_merged(receiver, tally, count, waiting, load);
     if (unlikely(pool_back(pool, element.id) < 0))
         return DRIVER_BROKEN;
     ring->used_next++;
     if (likely(element.len >= pool->header_size && element.len <= pool_room(pool)))
-        receiver_note(receiver, pool_frame(pool, slot), element.len - pool->header_size,
+        receiver_note(receiver, tally, pool_frame(pool, slot), element.len - pool->header_size,
                       load == LOAD_FULL);
     else
         count_up(&receiver->corrupt, 1);
@@ -225,15 +235,19 @@ ALWAYS_INLINE int receiver_take(struct receiver *receiver, uint32_t waiting, enu
 
 ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
 {
+    struct tally tally = {0};
     int waiting = driver_used_count(receiver->pool.ring), taken = 0;
     if (waiting <= 0)
         return waiting;
     for (uint32_t i = 0; i < TRAFFIC_BURST && taken < waiting; i++) {
-        int count = receiver_take(receiver, (uint32_t)(waiting - taken), load);
+        int count = receiver_take(receiver, &tally, (uint32_t)(waiting - taken), load);
         if (unlikely(count < 0))
             return count;
         taken += count;
     }
+    count_up(&receiver->packets, tally.packets);
+    count_up(&receiver->bytes, tally.bytes);
+    count_up(&receiver->verified, tally.verified);
     count_up(&receiver->buffers, (uint64_t)taken);
     traffic_tell(receiver->pool.ring);
     return taken;

@@ -55,7 +55,7 @@ static inline void sender_prepare(struct sender *sender, enum load load)
     pool_reset(pool, pool_room(pool));
     for (uint32_t slot = 0; load != LOAD_FULL && slot < pool->slot_count; slot++) {
         uint32_t size = sender_size(sender, slot);
-        frame_fill(pool_frame(pool, slot), &sender->head, slot, size);
+        frame_fill(pool_frame(pool, slot), sender->station, slot, size);
         pool_describe(pool, slot, pool->header_size + size);
     }
     if (load == LOAD_LEAN)

@@ -10,6 +10,8 @@ from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+import struct
+
 from vhostfast.core.driver cimport (
     VRING_DESC_WRITE,
     DriverRing,
@@ -44,12 +46,6 @@ cdef extern from "traffic.h" nogil:
     enum idle_kind "idle":
         pass
 
-    struct frame:
-        uint8_t destination[6]
-        uint8_t source[6]
-        uint8_t type[2]
-        uint16_t flow
-
     struct flow:
         uint64_t received
         uint64_t missing
@@ -75,7 +71,7 @@ cdef extern from "traffic.h" nogil:
 
     struct sender:
         pool pool
-        frame head
+        uint64_t station[2]
         uint32_t size[16]
         uint32_t size_count
         uint64_t limit
@@ -187,11 +183,9 @@ cdef class Sender:
                 raise ValueError(f"frame size is {size}, must be {FRAME_PROVEN_MIN} to {room}")
             self._sender.size[<uint32_t>number] = size
         self._sender.size_count = <uint32_t>len(sizes)
-        memcpy(self._sender.head.destination, <const uint8_t *>destination, 6)
-        memcpy(self._sender.head.source, <const uint8_t *>source, 6)
-        self._sender.head.type[0] = FRAME_ETHERTYPE >> 8
-        self._sender.head.type[1] = FRAME_ETHERTYPE & 0xff
-        self._sender.head.flow = flow
+        cdef bytes head = destination + source + struct.pack(">H", FRAME_ETHERTYPE)
+        head += struct.pack("<H", flow)
+        memcpy(self._sender.station, <const uint8_t *>head, sizeof(self._sender.station))
         self._sender.limit = UINT64_MAX if limit is None else <uint64_t>limit
 
     def __dealloc__(self):
