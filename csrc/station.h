@@ -160,14 +160,21 @@ ALWAYS_INLINE void receiver_note(struct receiver *receiver, struct tally *tally,
     }
 }
 
-ALWAYS_INLINE void receiver_post(struct receiver *receiver, uint32_t slot, enum load load)
+/* Offers again what was taken: at the end of a burst, so that a buffer that is given back twice is
+ * not on offer the second time. */
+ALWAYS_INLINE void receiver_post(struct receiver *receiver, enum load load)
 {
     struct pool *pool = &receiver->pool;
-    if (load == LOAD_FULL)
-        pool_describe(pool, slot, pool_room(pool));
-    else
-        *(u64_any *)(pool_frame(pool, slot) + offsetof(struct frame, sequence)) = UINT64_MAX;
-    pool_offer(pool, slot);
+    while (pool->free_count) {
+        uint32_t slot = pool_get(pool);
+        uint8_t *sequence = pool_frame(pool, slot) + offsetof(struct frame, sequence);
+        if (load == LOAD_FULL)
+            pool_describe(pool, slot, pool_room(pool));
+        else
+            *(u64_any *)sequence = UINT64_MAX;
+        pool_offer(pool, slot);
+    }
+    traffic_tell(pool->ring);
 }
 
 /* How many buffers the packet takes that begins in `slot`. */
@@ -179,7 +186,7 @@ ALWAYS_INLINE uint32_t receiver_buffers(const struct receiver *receiver, uint32_
 
 /* A packet over several buffers, gathered and counted; as many used elements as it took. */
 static inline int receiver_take_merged(struct receiver *receiver, struct tally *tally,
-                                       uint32_t count, uint32_t waiting, enum load load)
+                                       uint32_t count, uint32_t waiting, bool exact)
 {
     struct pool *pool = &receiver->pool;
     struct driver_ring *ring = pool->ring;
@@ -198,11 +205,11 @@ static inline int receiver_take_merged(struct receiver *receiver, struct tally *
         if (whole)
             end = pool_gather(pool, (uint32_t)slot, skip, element.len, end);
         ring->used_next++;
-        receiver_post(receiver, (uint32_t)slot, load);
+        pool_put(pool, (uint32_t)slot);
     }
     if (whole)
         receiver_note(receiver, tally, receiver->scratch, (uint32_t)(end - receiver->scratch),
-                      load == LOAD_FULL);
+                      exact);
     else
         count_up(&receiver->corrupt, 1);
     return (int)count;
@@ -210,7 +217,7 @@ static inline int receiver_take_merged(struct receiver *receiver, struct tally *
 
 /* The next packet; as many used elements as it took. */
 ALWAYS_INLINE int receiver_take(struct receiver *receiver, struct tally *tally, uint32_t waiting,
-                                enum load load)
+                                bool exact)
 {
     struct pool *pool = &receiver->pool;
     struct driver_ring *ring = pool->ring;
@@ -220,16 +227,16 @@ ALWAYS_INLINE int receiver_take(struct receiver *receiver, struct tally *tally, 
         return driver_refuse_id(ring, element.id);
     uint32_t count = receiver_buffers(receiver, slot);
     if (unlikely(count != 1))
-        return receiver_take_merged(receiver, tally, count, waiting, load);
+        return receiver_take_merged(receiver, tally, count, waiting, exact);
     if (unlikely(pool_back(pool, element.id) < 0))
         return DRIVER_BROKEN;
     ring->used_next++;
     if (likely(element.len >= pool->header_size && element.len <= pool_room(pool)))
         receiver_note(receiver, tally, pool_frame(pool, slot), element.len - pool->header_size,
-                      load == LOAD_FULL);
+                      exact);
     else
         count_up(&receiver->corrupt, 1);
-    receiver_post(receiver, slot, load);
+    pool_put(pool, slot);
     return 1;
 }
 
@@ -240,7 +247,8 @@ ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
     if (waiting <= 0)
         return waiting;
     for (uint32_t i = 0; i < TRAFFIC_BURST && taken < waiting; i++) {
-        int count = receiver_take(receiver, &tally, (uint32_t)(waiting - taken), load);
+        int count = receiver_take(receiver, &tally, (uint32_t)(waiting - taken),
+                                  load == LOAD_FULL);
         if (unlikely(count < 0))
             return count;
         taken += count;
@@ -249,7 +257,7 @@ ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
     count_up(&receiver->bytes, tally.bytes);
     count_up(&receiver->verified, tally.verified);
     count_up(&receiver->buffers, (uint64_t)taken);
-    traffic_tell(receiver->pool.ring);
+    receiver_post(receiver, load);
     return taken;
 }
 

@@ -2,7 +2,7 @@
  *
  * A lane is a queue pair of one guest. One thread turns any number of lanes; it is told to end by
  * two words, and its counters can be read meanwhile. Once all is sent, or the deadline is there,
- * the loop goes on until nothing has moved for `linger_ns`, so that what is under way arrives.
+ * the loop goes on until all that is expected is there, or nothing has moved for `linger_ns`.
  */
 #ifndef VHOSTFAST_TRAFFIC_H
 #define VHOSTFAST_TRAFFIC_H
@@ -38,6 +38,7 @@ struct traffic {
     bool sending;   /* senders may offer */
     uint64_t deadline_ns;
     uint64_t linger_ns;
+    uint64_t expected; /* packets that will come in all; UINT64_MAX: nobody knows */
     uint64_t moved_ns; /* when something was last seen to move */
     bool moved;        /* since then */
     uint32_t empty_turns;
@@ -144,6 +145,21 @@ static inline bool traffic_all_sent(const struct traffic *traffic)
     return true;
 }
 
+/* Nothing is under way any more, as far as we can know. */
+static inline bool traffic_all_arrived(const struct traffic *traffic)
+{
+    uint64_t arrived = 0;
+    for (uint32_t i = 0; i < traffic->lane_count; i++) {
+        const struct sender *sender = traffic->lane[i].sender;
+        const struct receiver *receiver = traffic->lane[i].receiver;
+        if (sender && sender->done < sender->sent)
+            return false;
+        if (receiver)
+            arrived += receiver->packets + receiver->corrupt;
+    }
+    return arrived >= traffic->expected;
+}
+
 static inline uint64_t traffic_now_ns(void)
 {
     struct timespec now;
@@ -160,7 +176,9 @@ static inline bool traffic_over(struct traffic *traffic)
     traffic->moved = false;
     if (now >= traffic->deadline_ns || load_once_u32(&traffic->quiet) || traffic_all_sent(traffic))
         traffic->sending = false;
-    return !traffic->sending && now - traffic->moved_ns >= traffic->linger_ns;
+    if (traffic->sending)
+        return false;
+    return traffic_all_arrived(traffic) || now - traffic->moved_ns >= traffic->linger_ns;
 }
 
 /* Asks for calls on all rings and sleeps until one comes; or does not, if something is there. */

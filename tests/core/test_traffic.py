@@ -222,6 +222,19 @@ def test_an_old_packet_from_before_the_window_is_a_repeat() -> None:
         assert (got.repeated, got.reordered, got.missing) == (1, 0, 256)
 
 
+def test_a_late_packet_is_known_when_the_window_has_gone_round() -> None:
+    with wire(size=2048) as w:
+        packets = []
+        for _ in range(40):
+            w.turn()
+            packets += w.fetch()
+        for number in (*range(64), 1100, 1030, 1030):  # 1030 falls where 6 was
+            w.deliver(packets[number])
+        w.turn()
+        got = w.counters()
+        assert (got.reordered, got.repeated, got.missing) == (1, 1, 1100 - 64 - 1)
+
+
 def test_touch_sees_a_buffer_that_was_never_filled() -> None:
     with wire("touch") as w:
         w.turn()
@@ -304,6 +317,19 @@ def test_a_back_end_that_gives_back_what_it_has_not(kind: str, side: str) -> Non
             w.turn()
 
 
+@pytest.mark.parametrize("kind", ["full", "touch", "lean"])
+@pytest.mark.parametrize("side", ["source", "sink"])
+def test_a_back_end_that_gives_back_twice(kind: str, side: str) -> None:
+    with wire(kind) as w:
+        w.turn()
+        backend = getattr(w, side)
+        head, _ = backend.pop()
+        backend.push(head, 0)
+        backend.push(head, 0)
+        with pytest.raises(ProtocolError, match=f"used ring: id is {head}, must be the head of"):
+            w.turn()
+
+
 # --- The loop -------------------------------------------------------------------------------------
 
 
@@ -327,6 +353,15 @@ def test_told_to_be_quiet_or_to_stop() -> None:
         w.loop.stop()
         w.loop.run()
         assert w.counters().sent == 0
+
+
+def test_the_run_ends_when_all_that_is_expected_is_there() -> None:
+    with wire(limit=8) as w:
+        w.turn()
+        for packet in w.fetch():
+            w.deliver(packet)
+        w.loop.run(linger_s=1000, expected=8)  # or else this takes 1000 s
+        assert w.counters().received == w.counters().done == 8
 
 
 def test_kicks_only_where_wanted() -> None:

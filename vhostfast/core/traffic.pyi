@@ -82,9 +82,16 @@ class Loop:
     def __new__(
         cls, lanes: Sequence[tuple[Sender | None, Receiver | None]], *, load: str, idle: str
     ) -> Self: ...
-    def run(self, seconds: float | None = None, *, linger_s: float = 0.2) -> None:
+    def run(
+        self,
+        seconds: float | None = None,
+        *,
+        linger_s: float = 0.2,
+        expected: int | None = None,
+    ) -> None:
         """Send for `seconds` or up to the limits, then go on until nothing moves for `linger_s`.
 
+        Or until `expected` packets have come in all, and all that were sent are given back.
         Without the GIL. Raises ProtocolError if the back-end breaks the rules of a ring.
         """
     def stop_sending(self) -> None:

@@ -107,6 +107,7 @@ cdef extern from "traffic.h" nogil:
         uint32_t quiet
         uint64_t deadline_ns
         uint64_t linger_ns
+        uint64_t expected
         uint64_t busy_cycles
         uint64_t idle_cycles
 
@@ -269,11 +270,12 @@ cdef class Loop:
         self._traffic.lane_count += 1
         return 0
 
-    def run(self, seconds=None, *, double linger_s=0.2):
+    def run(self, seconds=None, *, double linger_s=0.2, expected=None):
         cdef int moved
         self._traffic.deadline_ns = UINT64_MAX
         if seconds is not None:
             self._traffic.deadline_ns = traffic_now_ns() + <uint64_t>(seconds * 1e9)
+        self._traffic.expected = UINT64_MAX if expected is None else <uint64_t>expected
         self._traffic.linger_ns = <uint64_t>(linger_s * 1e9)
         with nogil:
             moved = traffic_run(&self._traffic)

@@ -181,14 +181,21 @@ class Traffic:
             raise UsageError(str(error)) from error
         return sender, receiver
 
-    def run(self, seconds: float | None = None, *, linger_s: float = 0.2) -> None:
+    def run(
+        self,
+        seconds: float | None = None,
+        *,
+        linger_s: float = 0.2,
+        expected: int | None = None,
+    ) -> None:
         """Send for `seconds`, or until each station's `packets` are sent, then receive until
-        nothing has moved for `linger_s`.
+        nothing has moved for `linger_s`; or, where it is known how many packets all stations will
+        have received, until these `expected` are there.
 
         Without the GIL: other threads can look at `counters` and call `stop`. Raises ProtocolError
         if the back-end breaks the rules of a ring.
         """
-        self._loop.run(seconds, linger_s=linger_s)
+        self._loop.run(seconds, linger_s=linger_s, expected=expected)
 
     def stop_sending(self) -> None:
         """Send no more; `run` goes on until nothing has moved for its `linger_s`."""

@@ -85,7 +85,8 @@ class Wire:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
             sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            self._sock.sendall(data[sent:])
+            if sent < len(data):  # even an empty send fails once the peer has gone
+                self._sock.sendall(data[sent:])
         except ConnectionError as error:
             raise Disconnected(f"the back-end has gone: {error}") from error
 
