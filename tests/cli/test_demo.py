@@ -1,5 +1,6 @@
 """`vhostfast demo` from outside, and what it calls good."""
 
+import contextlib
 import json
 import os
 import signal
@@ -71,17 +72,37 @@ def children(pid: int) -> dict[int, str]:
     return {int(pid): Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("victim", "says"), [(" switch ", "the switch"), (".machine ", "virtual")])
-def test_one_that_dies_is_a_fault_and_none_is_left(victim: str, says: str) -> None:
-    demo = subprocess.Popen(
-        [*COMMAND, "--seconds=5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(*options: str) -> tuple["subprocess.Popen[str]", dict[int, str]]:
+    """A demo, and its three processes once they run."""
+    pipe = subprocess.PIPE
+    demo = subprocess.Popen([*COMMAND, *options], stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 10
     while len(family := children(demo.pid)) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
+    return demo, family
+
+
+@pytest.mark.slow
+def test_packets_under_way_are_not_lost() -> None:
+    """The switch stands still for longer than a machine waits: nothing is lost, only late."""
+    demo, family = start("--seconds=0.5", "--json")
+    switch = next(pid for pid, command in family.items() if " switch " in command)
+    with contextlib.suppress(ProcessLookupError):  # it ends when the demo does
+        while demo.poll() is None:
+            os.kill(switch, signal.SIGSTOP)
+            time.sleep(0.7)
+            os.kill(switch, signal.SIGCONT)
+            time.sleep(0.1)
+    out, err = demo.communicate()
+    assert demo.returncode == 0, out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "says"), [(" switch ", "the switch"), (".machine ", "virtual")])
+def test_one_that_dies_is_a_fault_and_none_is_left(victim: str, says: str) -> None:
+    demo, family = start("--seconds=5")
     os.kill(next(pid for pid, command in family.items() if victim in command), signal.SIGKILL)
     _, err = demo.communicate(timeout=60)
     assert demo.returncode == 1

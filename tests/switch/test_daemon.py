@@ -13,6 +13,7 @@ from daemon import Daemon, daemon, ports, wait_for
 
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac, pair
+from vhostfast.errors import UsageError
 
 MEMORY = ((0, 8 << 20),)
 COUNT = 2000
@@ -136,6 +137,35 @@ def test_ends_under_load(tmp_path: Path) -> None:
         counters = stops_in_time(switch)
     assert counters["vm0"]["tx_packets"] > 0
     assert os.listdir(tmp_path) == []
+
+
+def test_queues_of_a_port_are_lowered(tmp_path: Path) -> None:
+    options = [*ports(tmp_path / "a", options=",queues=2"), "--forward=loopback"]
+    with daemon(*options), GuestMemory(MEMORY) as memory:
+        with Frontend(tmp_path / "a", memory, queue_pairs=2) as two:
+            two.start()
+        with pytest.raises(UsageError, match="the back-end has 2"):
+            Frontend(tmp_path / "a", memory, queue_pairs=3)
+
+
+def test_as_many_queues_as_the_front_end_brings(tmp_path: Path) -> None:
+    with (
+        daemon(*ports(tmp_path / "a"), "--forward=loopback"),
+        GuestMemory(MEMORY) as memory,
+        Frontend(tmp_path / "a", memory, queue_pairs=9, ring_size=16) as nine,
+    ):
+        nine.start()
+
+
+def test_poll_never_sleeps(tmp_path: Path) -> None:
+    """With a guest that is silent; how much of a CPU it gets is up to others."""
+    with daemon(*ports(tmp_path / "a"), "--forward=loopback", "--mode=poll") as switch:
+        with front_ends(tmp_path / "a") as (guest,):
+            guest.start()
+            before = cpu_seconds(switch.pid)
+            time.sleep(1.0)
+            assert cpu_seconds(switch.pid) - before > 0.1
+        switch.end()
 
 
 def test_idle_costs_nothing(tmp_path: Path) -> None:

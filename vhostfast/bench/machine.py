@@ -5,9 +5,11 @@ It is told what to do by JSON lines on stdin and says what came of it by JSON li
     {"size": 64, "number": 0, "idle": "wait"}   for {"ready": true}: rings run, buffers are on offer
     {"seconds": 2.0}                            for {"received": 12345} … ten times a second, and
                                                 {"counters": {…}, "received": …, "seconds": …}
+    {"again": true}                             for the last line again, after looking once more
 
-`received` in the last line is what came in the `seconds` beside it, before sending stopped; the
-counters (driver.traffic.Counters) are of everything. End of stdin ends it.
+The counters (driver.traffic.Counters) are of everything; `received` is what came in the `seconds`
+beside it, before sending stopped. Only who has both machines' counters knows whether something is
+still under way; {"again": false} stops the rings, end of stdin ends the process.
 """
 
 import json
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +32,7 @@ MEMORY_SIZE = 32 << 20
 RING_SIZE = 1024
 NICE = 5  # where CPUs are short the switch comes first, as it would on a host of guests
 REPORT_S = 0.1
-LINGER_S = 0.5  # nothing has moved for so long: all has arrived that ever will
+LINGER_S = 0.3  # nothing has moved for so long: time to compare
 
 
 def main(path: str) -> None:
@@ -37,33 +40,31 @@ def main(path: str) -> None:
     os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever gives the orders
     with (
+        suppress(StopIteration, BrokenPipeError),  # nobody is left who would give orders
         GuestMemory(((0, MEMORY_SIZE),)) as memory,
         Frontend(path, memory, ring_size=RING_SIZE) as frontend,
     ):
-        for order in _orders():
-            _exchange(frontend, **order)
+        orders = (json.loads(line) for line in sys.stdin)
+        for order in orders:
+            _exchange(frontend, orders, **order)
 
 
-def _orders() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        yield json.loads(line)
-
-
-def _exchange(frontend: Frontend, *, size: int, number: int, idle: str) -> None:
+def _exchange(
+    frontend: Frontend, orders: Iterator[dict[str, Any]], *, size: int, number: int, idle: str
+) -> None:
     """Send frames of `size` bytes to the other machine, and check those that come from there."""
     frontend.start()
     station = Station(frontend, mac(number), mac(1 - number), flow=number)
     traffic = Traffic([station], Load(sizes=(size,)), idle=idle)
     _say({"ready": True})
-    for order in _orders():
-        received, seconds = _run(traffic, order["seconds"])
-        break
-    else:
-        return
+    received, seconds = _run(traffic, next(orders)["seconds"])
+    while True:
+        counters = asdict(traffic.counters())
+        _say({"counters": counters, "received": received, "seconds": seconds})
+        if not next(orders)["again"]:
+            break
+        traffic.run(linger_s=LINGER_S)
     frontend.stop()
-    traffic.finish()
-    counters = asdict(traffic.counters())
-    _say({"counters": counters, "received": received, "seconds": seconds})
 
 
 def _run(traffic: Traffic, duration_s: float) -> tuple[int, float]:

@@ -23,6 +23,7 @@ Progress = Callable[[int, int, float], None]  # size, packets so far, share of t
 
 ANSWER_S = 10.0  # longer than any answer takes on a machine that is busy with something else
 END_S = 2.0
+PATIENCE = 10  # looks at what is under way, after which what has not come is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class Talker:
             await self.ended()
         heard: dict[str, Any] = json.loads(line)
         return heard
+
+    async def ask(self, **order: object) -> dict[str, Any]:
+        """Say something and hear the answer."""
+        await self.say(**order)
+        return await self.hear()
 
     async def ended(self) -> NoReturn:
         """Wait until it ends, though it should not: raises VhostfastError then."""
@@ -172,8 +178,14 @@ async def _one_size(
             progress(size, sum(received), min((loop.time() - began) / seconds, 1.0))
         return heard
 
-    reports = await asyncio.gather(follow(0), follow(1))
+    reports = list(await asyncio.gather(follow(0), follow(1)))
+    for _ in range(PATIENCE):
+        if not _lost(reports):
+            break
+        reports = await asyncio.gather(*[machine.ask(again=True) for machine in machines])
     after = await _summary(switch)
+    for machine in machines:
+        await machine.say(again=False)
     progress(size, sum(report["counters"]["received"] for report in reports), 1.0)
     moved = after["packets"] - before["packets"]
     cycles = (after["busy_cycles"] - before["busy_cycles"]) / moved if moved else 0.0
@@ -185,15 +197,21 @@ async def _summary(switch: Talker) -> dict[str, Any]:
     return await switch.hear()
 
 
+def _lost(reports: Sequence[dict[str, Any]]) -> int:
+    """Packets that one machine has sent and the other has not received, both ways."""
+    first, second = (Counters(**report["counters"]) for report in reports)
+    return first.lost(second.sent) + second.lost(first.sent)
+
+
 def _result(size: int, reports: Sequence[dict[str, Any]], cycles: float) -> Result:
-    first, second = counters = [Counters(**report["counters"]) for report in reports]
+    counters = [Counters(**report["counters"]) for report in reports]
     return Result(
         size=size,
         packets=sum(one.received for one in counters),
         counted=sum(report["received"] for report in reports),
         seconds=max(report["seconds"] for report in reports),
         cycles=cycles,
-        lost=first.lost(second.sent) + second.lost(first.sent),
+        lost=_lost(reports),
         corrupt=sum(one.corrupt + one.foreign for one in counters),
         reordered=sum(one.reordered + one.repeated for one in counters),
     )
