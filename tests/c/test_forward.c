@@ -1,0 +1,184 @@
+/* The two paths of a burst are one: what forward_burst does, at any level, is what the general path
+ * alone does, byte by byte: memory, rings, logs, counters, learned addresses. With guard pages. */
+#include "forward.h"
+
+#include "guest.h"
+
+enum { SIZE = 64, MEMORY = 0x10000, CUT = 0x5003, HIGH = 0x40000, PAGES = 0x60, ROUNDS = 4 };
+
+/* A sends, B receives. Twice: one world for each way to forward. */
+static struct world {
+    struct fabric fabric;
+    struct port port[2];
+    struct guest a, b;
+    struct log log[2];
+    struct source source;
+    struct burst burst;
+} world[2];
+
+static uint8_t *at(struct guest *guest, uint64_t gpa)
+{
+    uint32_t last = 0;
+    uint64_t reach;
+    return region_at(&guest->table, &last, gpa, &reach);
+}
+
+static void guest_start(struct guest *guest, struct log *log, bool mergeable, uint32_t header_size)
+{
+    if (guest->table.count == 0) { /* once, for maps are never given back */
+        guest_memory(guest, 0, CUT);
+        guest_memory(guest, CUT, MEMORY - CUT);
+        guest_memory(guest, HIGH, MEMORY);
+        guest_ring(guest, SIZE, 65500, true);
+        *log = guest_log(PAGES);
+    }
+    struct ring *ring = &guest->ring;
+    for (uint32_t i = 0; i < guest->table.count; i++)
+        memset(guest->table.region[i].host, 0, guest->table.region[i].size);
+    memset(ring->desc, 0, SIZE * sizeof *ring->desc);
+    memset(ring->used, 0, 4 + 8 * SIZE + 2);
+    memset(log->word, 0, (PAGES + 63) / 64 * 8);
+    ring->used->idx = ring->avail->idx = guest->avail_idx = 65500;
+    ring->mergeable = mergeable;
+    ring->header_size = header_size;
+    ring->marker = (struct marker){.log = log};
+    ring->marks_used = true;
+    ring->used_log = 3 * PAGE - 200;
+    ring->last_region = 0;
+    split_start(ring);
+}
+
+static void world_start(struct world *w, enum policy policy, bool mergeable, uint32_t header_size)
+{
+    guest_start(&w->a, &w->log[0], false, header_size);
+    guest_start(&w->b, &w->log[1], mergeable, header_size);
+    memset(&w->fabric, 0, sizeof w->fabric);
+    memset(w->burst.counters, 0, sizeof w->burst.counters);
+    burst_init(&w->burst, &w->fabric);
+    w->fabric.policy = policy;
+    for (uint32_t i = 0; i < 2; i++) {
+        w->port[i] = (struct port){.index = i, .peer = &w->port[!i], .event_fd = -1};
+        w->fabric.port[w->fabric.port_count++] = w->fabric.by_index[i] = &w->port[i];
+    }
+    w->port[1].receiver[w->port[1].receiver_count++] = &w->b.ring;
+    w->source = (struct source){.ring = &w->a.ring, .port = &w->port[0]};
+    fdb_learn(&w->fabric.fdb, 0x0b02, 1);
+}
+
+static uint64_t somewhere(uint64_t size)
+{
+    return random_below(2) ? HIGH + random_below(MEMORY - size) : random_below(MEMORY - size);
+}
+
+/* Descriptor `head` and maybe the next ones: `size` bytes, mostly in one piece. */
+static uint32_t offer(struct guest *guest, uint32_t head, uint32_t size, uint16_t write)
+{
+    uint32_t pieces = random_below(5) ? 1 : 2 + (uint32_t)random_below(2), index = head;
+    for (uint32_t left = size; pieces > 0; pieces--, index = (index + 1) % SIZE) {
+        uint32_t part = pieces == 1 ? left : (uint32_t)random_below(left + 1);
+        guest_desc(guest, index, somewhere(part), part,
+                   (uint16_t)(write | (pieces > 1 ? VRING_DESC_NEXT : 0)),
+                   (uint16_t)((index + 1) % SIZE));
+        left -= part;
+    }
+    guest_offer(guest, (uint16_t)head);
+    return index;
+}
+
+/* A's frames are whatever lies where its descriptors point: headers and addresses that are mostly
+ * lawful, for the memory is filled with them. */
+static void fill_memory(struct guest *guest)
+{
+    static const uint8_t address[3] = {0x02, 0xff, 0x0a};
+    for (uint32_t i = 0; i < guest->table.count; i++)
+        for (uint64_t at = 0; at < guest->table.region[i].size; at += 1 + random_below(50))
+            guest->table.region[i].host[at] = address[random_below(3)];
+}
+
+/* One direct packet with a header and addresses of its own, written where its descriptor points. */
+static void dress(struct guest *guest, uint32_t head, uint32_t header_size, uint32_t number)
+{
+    const struct vring_desc *desc = &guest->ring.desc[head];
+    static const uint64_t target[] = {0x0b02, 0x0b02, 0x0b02, 0xffffffffffff, 0x0a02, 0x7702};
+    uint64_t to = target[random_below(COUNT(target))], from = 0x0a02;
+    if (desc->flags & VRING_DESC_NEXT || desc->len < header_size + 18)
+        return;
+    for (uint32_t i = 0; i < header_size; i++)
+        *at(guest, desc->addr + i) = random_below(100) == 0; /* what it may not ask for */
+    for (uint32_t i = 0; i < 6; i++) {
+        *at(guest, desc->addr + header_size + i) = (uint8_t)(to >> 8 * i);
+        *at(guest, desc->addr + header_size + 6 + i) = (uint8_t)(from >> 8 * i);
+    }
+    *at(guest, desc->addr + header_size + 12) = (uint8_t)number;
+}
+
+static void run(struct world *w, burst_function forward, uint64_t seed, uint32_t header_size)
+{
+    uint32_t sent = 0, posted = 0;
+    random_state = seed;
+    fill_memory(&w->a);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        for (uint64_t i = random_below(20); i > 0; i--) {
+            uint32_t head = sent, size = (uint32_t)random_below(random_below(4) ? 200 : 3000);
+            sent = offer(&w->a, head, size, 0);
+            dress(&w->a, head, header_size, (uint32_t)i);
+        }
+        for (uint64_t i = random_below(20); i > 0; i--)
+            posted = offer(&w->b, posted, 12 + (uint32_t)random_below(2000), VRING_DESC_WRITE);
+        guest_publish(&w->a);
+        guest_publish(&w->b);
+        forward(&w->burst, &w->source);
+        if (w->port[0].fault || w->port[1].fault)
+            return;
+    }
+}
+
+/* What forward_burst would be without its direct path. */
+static uint32_t forward_general(struct burst *burst, struct source *source)
+{
+    uint32_t moved = 0;
+    while (moved < BURST_SIZE && forward_one(burst, source, 16))
+        moved++;
+    publish_touched(burst);
+    ring_complete(source->ring);
+    return moved;
+}
+
+static void same_guest(long row, struct guest *one, struct guest *two)
+{
+    for (uint32_t i = 0; i < one->table.count; i++)
+        SAME(row, memcmp(one->table.region[i].host, two->table.region[i].host,
+                         one->table.region[i].size), 0);
+    SAME(row, memcmp(one->ring.used, two->ring.used, 4 + 8 * SIZE + 2), 0);
+    SAME(row, one->ring.last_avail, two->ring.last_avail);
+    SAME(row, one->ring.fault, two->ring.fault);
+}
+
+int main(void)
+{
+    uint64_t packets = 0, beyond = 0;
+    for (long row = 0; row < 144; row++) {
+        burst_function forward = burst_at((enum level)(row % LEVEL_COUNT));
+        enum policy policy = row / 3 % 2 ? POLICY_LEARN : POLICY_PATCH;
+        uint32_t header_size = row / 6 % 4 ? NET_HEADER_SIZE : NET_HEADER_SIZE_LEGACY;
+        if (forward == NULL) /* this CPU lacks it */
+            continue;
+        for (uint32_t i = 0; i < 2; i++) {
+            world_start(&world[i], policy, row / 12 % 2, header_size);
+            run(&world[i], i ? forward_general : forward, UINT64_C(77777) * (uint64_t)(row + 1),
+                header_size);
+        }
+        same_guest(row, &world[0].a, &world[1].a);
+        same_guest(row, &world[0].b, &world[1].b);
+        for (uint32_t i = 0; i < 2; i++)
+            SAME(row, memcmp(world[0].log[i].word, world[1].log[i].word, (PAGES + 63) / 64 * 8), 0);
+        SAME(row, memcmp(world[0].burst.counters, world[1].burst.counters,
+                         sizeof world[0].burst.counters), 0);
+        SAME(row, memcmp(&world[0].fabric.fdb, &world[1].fabric.fdb, sizeof(struct fdb)), 0);
+        packets += world[0].burst.counters[1].value[TX_PACKETS];
+        beyond += world[0].log[0].beyond + world[0].log[1].beyond;
+    }
+    CHECK(packets > 1000); /* a test in which nothing arrives says nothing */
+    SAME(-1, beyond, 0);
+    return 0;
+}
