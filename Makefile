@@ -3,7 +3,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/driver/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
 .PHONY: build test test-peers demo wheel clean
 

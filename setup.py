@@ -24,7 +24,7 @@ def extension(path: Path) -> Extension:
         ".".join(path.with_suffix("").parts),
         [str(path)],
         include_dirs=["csrc"],
-        depends=glob("csrc/*.h"),
+        depends=glob("csrc/**/*.h", recursive=True),
         extra_compile_args=flags,
         extra_link_args=link,
     )

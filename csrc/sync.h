@@ -2,7 +2,7 @@
  *
  * Guest memory is shared with another CPU that may write to it at any moment. Each word of it is
  * loaded through this file, once, into a local. Pairs are named by a letter at both ends; the other
- * end of A to D is in the guest's driver (virtio 2.7.13, 2.7.14; ours is driver.h):
+ * end of A to D is in the guest's driver (virtio 2.7.13, 2.7.14; ours is driver/vring.h):
  *   A  driver's release of avail.idx   -> our acquire: its descriptors are complete
  *   B  our release of used.idx         -> driver's acquire: the bytes are complete
  *   C  used.idx, full fence, our look at used_event     | used_event, full fence, driver's look at

@@ -26,7 +26,9 @@ def test_c(source: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("header", sorted((ROOT / "csrc").glob("*.h")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "header", sorted((ROOT / "csrc").glob("**/*.h")), ids=lambda path: path.name
+)
 def test_header_stands_alone(header: Path) -> None:
     alone = ["-x", "c", "-fsyntax-only", "-include", str(header), "/dev/null"]
     subprocess.run([*CC, *FLAGS, *alone], check=True)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-cdef extern from "driver.h" nogil:
+cdef extern from "driver/vring.h" nogil:
     enum:
         VRING_SIZE_MAX
         VRING_DESC_NEXT

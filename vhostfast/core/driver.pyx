@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False
-"""The guest's side of split rings; the words are in csrc/driver.h, the packets in csrc/traffic.h.
+"""The guest's side of split rings; its words and its packets are in csrc/driver.
 
 DriverRing owns the private half of a ring (free list, indices) and borrows its three areas, which
 lie in guest memory. Mapping owns a map of a file.

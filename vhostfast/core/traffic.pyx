@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False
-"""Traffic over driver rings: owns the senders, receivers and flow tables of csrc/traffic.h.
+"""Traffic over driver rings: owns the senders, receivers and flow tables of csrc/driver/traffic.h.
 
 `run` enters the loop once, without the GIL; whatever else is called meanwhile only sets a word or
 reads counters.
@@ -19,7 +19,7 @@ from vhostfast.core.driver cimport (
     vring_desc,
 )
 
-cdef extern from "traffic.h" nogil:
+cdef extern from "driver/traffic.h" nogil:
     enum:
         FRAME_ETHERTYPE
         FRAME_PROVEN_MIN

@@ -1,7 +1,7 @@
 """Verified traffic between guests, at C speed: who sends what to whom, and what became of it.
 
 Each frame carries its flow, its sequence and a pattern that fills it, so the receiver can tell
-each byte of it (csrc/frame.h draws it). A flow is what one queue pair of one station sends.
+each byte of it (csrc/driver/frame.h draws it). A flow is what one queue pair of one station sends.
 """
 
 from collections.abc import Sequence

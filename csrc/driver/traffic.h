@@ -12,7 +12,7 @@
 #include <sched.h>
 #include <time.h>
 
-#include "lean.h"
+#include "driver/lean.h"
 
 enum traffic_loop_limit {
     TRAFFIC_LANES_MAX = 64,

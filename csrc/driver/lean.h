@@ -8,7 +8,7 @@
 #ifndef VHOSTFAST_LEAN_H
 #define VHOSTFAST_LEAN_H
 
-#include "station.h"
+#include "driver/station.h"
 
 /* Every head, in order, all round the avail ring. */
 static inline void lean_prepare(struct pool *pool)

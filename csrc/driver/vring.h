@@ -6,8 +6,8 @@
  *
  * Barriers A to D pair with the back-end's half in split.h; sync.h lists them.
  */
-#ifndef VHOSTFAST_DRIVER_H
-#define VHOSTFAST_DRIVER_H
+#ifndef VHOSTFAST_VRING_H
+#define VHOSTFAST_VRING_H
 
 #include <stdbool.h>
 #include <string.h>

@@ -10,8 +10,8 @@
 #ifndef VHOSTFAST_POOL_H
 #define VHOSTFAST_POOL_H
 
-#include "driver.h"
-#include "frame.h"
+#include "driver/vring.h"
+#include "driver/frame.h"
 
 enum pool_layout { POOL_DIRECT, POOL_CHAINED, POOL_INDIRECT };
 

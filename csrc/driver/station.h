@@ -13,8 +13,8 @@
 #ifndef VHOSTFAST_STATION_H
 #define VHOSTFAST_STATION_H
 
-#include "flow.h"
-#include "pool.h"
+#include "driver/flow.h"
+#include "driver/pool.h"
 
 enum traffic_limit {
     TRAFFIC_BURST = 64,
