@@ -19,7 +19,7 @@ $(STAMP): $(BIN)/python $(SOURCES)
 	touch $@
 
 test: build
-	$(BIN)/python -m pytest -q -m 'not peers'
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not peers'
 
 test-peers: build
 	$(BIN)/python -m pytest -q -m peers
