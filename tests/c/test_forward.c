@@ -157,7 +157,7 @@ static void same_guest(long row, struct guest *one, struct guest *two)
 int main(void)
 {
     uint64_t packets = 0, beyond = 0;
-    for (long row = 0; row < 144; row++) {
+    for (long row = 0; row < 1500; row++) {
         burst_function forward = burst_at((enum level)(row % LEVEL_COUNT));
         enum policy policy = row / 3 % 2 ? POLICY_LEARN : POLICY_PATCH;
         uint32_t header_size = row / 6 % 4 ? NET_HEADER_SIZE : NET_HEADER_SIZE_LEGACY;
@@ -178,7 +178,7 @@ int main(void)
         packets += world[0].burst.counters[1].value[TX_PACKETS];
         beyond += world[0].log[0].beyond + world[0].log[1].beyond;
     }
-    CHECK(packets > 1000); /* a test in which nothing arrives says nothing */
+    CHECK(packets > 10000); /* a test in which nothing arrives says nothing */
     SAME(-1, beyond, 0);
     return 0;
 }

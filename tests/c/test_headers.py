@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CC = shlex.split(os.environ.get("CC", "gcc"))
 FLAGS = [
-    "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer",
+    "-std=gnu11", "-D_GNU_SOURCE", "-O0", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer",
     "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-psabi",
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread",
     f"-I{ROOT}/csrc",
