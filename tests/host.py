@@ -229,6 +229,11 @@ class Host(Loop):
     def counters(self, port: int = 0) -> dict[str, int]:
         return self.ports[port].port.counters()
 
+    def settle(self) -> None:
+        """Wait until the workers have published, and counted, whatever they had in hand."""
+        with self.workers.paused():
+            pass
+
     def __enter__(self) -> Self:
         return self
 
@@ -293,6 +298,8 @@ class Flow:
 
     def assert_whole(self) -> None:
         """All came, each once, in order."""
+        assert self._target is not None
+        self.got += self._target.receive(self.count - len(self.got))
         assert [number_of(data) for data in self.got] == list(range(self.count))
 
 

@@ -415,6 +415,7 @@ def test_send_rarp_announces_at_once(started, forward):
         others = [host.vm(port) for port in (1, 2)]
         vm = host.vm(0, start=started)
         vm.frontend.request(Request.SEND_RARP, Mac(mac(9)), ack=True)
+        vm.frontend.fence()
         expected = (
             b"\xff" * 6 + mac(9) + bytes.fromhex("8035 0001 0800 06 04 0003")
             + mac(9) + bytes(4) + mac(9) + bytes(4) + bytes(18)
@@ -501,17 +502,13 @@ def test_who_never_reads_its_answers_is_dropped():
 
 def test_answers_wait_for_a_slow_reader():
     with Host() as host:
-        sock = host.plug(0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        wire = Wire(sock, PATIENCE_S)
+        wire = Wire(host.plug(0), PATIENCE_S)
         count = 2000
-        sender = threading.Thread(
-            target=lambda: wire.send_bytes(encode(Request.GET_FEATURES) * count)
-        )
-        sender.start()
+        wire.send_bytes(encode(Request.GET_FEATURES) * count)
+        for _ in range(count):  # until what the socket does not take is waiting
+            host.fence()
         for _ in range(count):
             assert wire.receive(Request.GET_FEATURES) == U64(host.offer.features)
-        sender.join()
         wire.close()
 
 
