@@ -152,6 +152,14 @@ class Vm:
             vring.ring.kick()
         return frames
 
+    def wait_used(self, pair: int = 0) -> tuple[int, int]:
+        """The next used receive buffer: (head, bytes); its buffer is not offered again."""
+        ring = self.receiver(pair).ring
+        while (used := ring.take()) is None:
+            if not ring.want_calls():
+                assert ring.wait_call(PATIENCE_S), "nothing came"
+        return used
+
     def all_sent(self, pair: int = 0) -> None:
         """Wait until the back-end has taken everything."""
         vring = self.sender(pair)

@@ -6,7 +6,7 @@ import select
 import threading
 
 import pytest
-from host import PATIENCE_S, Flow, Host, Vm, carry, eventually, frame, number_of
+from host import Flow, Host, Vm, carry, eventually, frame, number_of
 
 from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric, Worker
@@ -75,17 +75,9 @@ def test_a_full_receiver_s_kick_wakes_the_worker(mode):
                 eventually(lambda slept=slept: worker.sleeps > slept)
             b.memory.position = b.frontend._memory_position
             b.post(1)
-            head, size = take(b)
+            head, size = b.wait_used()
             gpa = b._slots.pop((0, head))
             assert number_of(b.memory.read(gpa, size)[12:]) == number
-
-
-def take(vm: Vm) -> tuple[int, int]:
-    ring = vm.receiver().ring
-    while (used := ring.take()) is None:
-        if not ring.want_calls():
-            assert ring.wait_call(PATIENCE_S), "nothing came"
-    return used
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ class Workers:
             yield
         finally:
             self.fabric.lay_out()
-            for worker in self._workers if self._threads else ():
+            for worker in self._workers:
                 worker.go()
 
     def cycles(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterable
 
@@ -44,6 +45,7 @@ class NetDevice:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.backlog: deque[Packet] = deque()
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()  # of those who send
 
     def __del__(self) -> None:
         os.close(self.wake_fd)
@@ -52,19 +54,31 @@ class NetDevice:
         """Called on the device's thread with what the guest sent, in order. Here: drop it."""
 
     def send(self, packets: Iterable[Packet]) -> None:
-        """Queue frames of 14 to 65589 bytes for the guest, in order. Raises ValueError for another
-        size or type. Beyond BACKLOG_MAX that wait for buffers, frames are dropped and counted."""
-        for packet in packets:
-            if packet.dtype != np.uint8 or packet.ndim != 1 or not 14 <= packet.size <= 65589:
-                raise ValueError(
-                    f"a packet is {packet.dtype}{list(packet.shape)}, must be uint8, one dimension,"
-                    " 14 to 65589 bytes"
-                )
-            if len(self.backlog) < BACKLOG_MAX:
-                self.backlog.append(np.ascontiguousarray(packet))
-            else:
-                self.counters["tx_dropped_full"] += 1
+        """Queue copies of frames of 14 to 65589 bytes for the guest, in order; all or none. Raises
+        ValueError for another size or type. Beyond BACKLOG_MAX that wait for buffers, frames are
+        dropped and counted."""
+        frames = [_copy(packet) for packet in packets]
+        with self._lock:
+            room = BACKLOG_MAX - len(self.backlog)
+            self.backlog.extend(frames[:room])
+            self.counters["tx_dropped_full"] += max(len(frames) - room, 0)
         os.eventfd_write(self.wake_fd, 1)
+
+    def drop_backlog(self) -> None:
+        """What waited for a guest that has left is not for the next one. Nobody may walk rings."""
+        with self._lock:
+            self.counters["tx_dropped_full"] += len(self.backlog)
+            self.backlog.clear()
+
+
+def _copy(packet: Packet) -> Packet:
+    frame = np.array(packet, order="C")
+    if frame.dtype != np.uint8 or frame.ndim != 1 or not 14 <= frame.size <= 65589:
+        raise ValueError(
+            f"a packet is {frame.dtype}{list(frame.shape)}, must be uint8, one dimension,"
+            " 14 to 65589 bytes"
+        )
+    return frame
 
 
 async def serve_device(

@@ -26,6 +26,7 @@ class Device(Protocol):
     wake_fd: int
 
     def receive(self, packets: list[NDArray[np.uint8]]) -> None: ...
+    def drop_backlog(self) -> None: ...
 
 
 class DeviceWorker:
@@ -82,10 +83,8 @@ class DeviceWorker:
         """Nobody is behind this device who would have to learn the address."""
 
     def reset(self) -> None:
-        """What waited for this guest is not for the next one."""
         with self._lock:
-            self._device.counters["tx_dropped_full"] += len(self._device.backlog)
-            self._device.backlog.clear()
+            self._device.drop_backlog()
         self.fault = None
 
     # --- The thread -------------------------------------------------------------------------------
