@@ -1,6 +1,7 @@
 """A device's thread: it sleeps until it is kicked, holds nobody up, and gives up a bad guest."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,28 @@ def test_no_kick_is_lost(features):
         for number in range(1000):
             vm.send([frame(number)])
             assert vm.receive(1) == [frame(number)]
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads take turns at any moment, not only when one waits."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_what_comes_while_it_goes_to_sleep_is_seen():
+    """The second packet of each round comes without a kick, sooner or later after the first."""
+    with station(NetDevice()) as here:  # which sends nothing, for that would wake it too
+        vm = here.vm()
+        for number in range(1500):
+            vm.send([frame(number)])
+            for _ in range(number % 40):
+                os.sched_yield()
+            vm.send([frame(number)])
+            vm.all_sent()
 
 
 def test_bursts_come_back_in_order():
@@ -155,8 +178,15 @@ def test_what_waited_for_a_guest_is_not_for_the_next():
 class Failing(Echo):
     """Fails at frame 13."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed, self.called_again = False, threading.Event()
+
     def receive(self, packets: list[Packet]) -> None:
-        assert not any(number_of(bytes(packet)) == 13 for packet in packets), "unlucky"
+        if self.failed:
+            self.called_again.set()
+        self.failed = any(number_of(bytes(packet)) == 13 for packet in packets)
+        assert not self.failed, "unlucky"
         super().receive(packets)
 
 
@@ -174,6 +204,19 @@ def test_a_device_that_fails_closes_its_port_and_serves_the_next_guest(caplog):
         logged = [record for record in caplog.records if record.exc_info]
         assert [record.message for record in logged] == ["device: the device failed"] * 3
         caplog.clear()
+
+
+def test_a_device_that_failed_is_handed_no_more(caplog):
+    with station(Failing()) as here:
+        vm = here.vm(ring_size=512)
+        go_on = threading.Event()
+        here.host.loop.call_soon_threadsafe(go_on.wait, PATIENCE_S)  # the connection can't end yet
+        vm.send(frame(13) for _ in range(500))
+        called_again = here.device.called_again.wait(0.05)
+        go_on.set()
+        here.reason()
+        assert not called_again
+    caplog.clear()  # of tracebacks, and all that they hold
 
 
 @pytest.mark.parametrize("ring", [0, 1])
