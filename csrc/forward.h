@@ -18,6 +18,7 @@
 struct burst {
     struct fabric *fabric;
     struct ring *touched; /* rings to be published */
+    uint16_t full_at;     /* avail.idx of the ring that was full last */
     struct chain sent, room;
     struct taken taken[VRING_SIZE_MAX];
     struct span sent_span[SPAN_COUNT_MAX], room_span[SPAN_COUNT_MAX];
@@ -159,6 +160,7 @@ ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint
     } else if (ring->fault != FAULT_NONE) {
         port_break(port, ring);
     }
+    burst->full_at = ring->avail_seen;
     ring_release(burst, ring);
     return why;
 }
@@ -238,6 +240,7 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
         enum delivery why = deliver(burst, to, source->queue, frame, size, width);
         if (why == FULL) {
             source->waits_for = port_receiver(to, source->queue);
+            source->full_at = burst->full_at;
             split_rewind(ring, 1);
             return false;
         }
@@ -408,16 +411,17 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
 ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
                                      const uint32_t width)
 {
+    const uint32_t pieces_max = BURST_SIZE * GROUP_SIZE;
     uint32_t moved = 0, pieces = 0;
     source->waits_for = NULL;
-    while (moved < BURST_SIZE && pieces < BURST_SIZE * GROUP_SIZE) {
+    while (moved < BURST_SIZE && pieces < pieces_max) {
         uint32_t group = forward_direct(burst, source, width);
         moved += group;
-        if (likely(group == GROUP_SIZE))
+        if (likely(group > 0))
             continue;
         uint32_t single = 0;
-        while (single < GROUP_SIZE && forward_one(burst, source, width)) {
-            pieces += burst->sent.count;
+        while (single < GROUP_SIZE && pieces < pieces_max && forward_one(burst, source, width)) {
+            pieces += burst->sent.count + burst->room.count;
             single++;
         }
         moved += single;

@@ -51,6 +51,7 @@ struct source {
     struct port *port;
     uint32_t queue;         /* its pair; frames stay on it where the receiver has it too */
     struct ring *waits_for; /* patch: the receive ring that was full */
+    uint16_t full_at;       /* its avail.idx then */
 };
 
 /* Queue i of the sender meets queue i of the receiver, or shares one of those that it has. */

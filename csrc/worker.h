@@ -73,6 +73,20 @@ static inline bool worker_rest(struct worker *worker)
     return go;
 }
 
+/* Ask for kicks of the ring that a source waits for, or for none. Other sources may have looked at
+ * it since, and other workers may want its kicks still: those are never turned off for them. */
+static inline bool worker_want_room(struct source *source, bool wanted)
+{
+    struct ring *full = source->waits_for;
+    if (full == NULL || (full->shared && !wanted))
+        return false;
+    ring_lock(full);
+    bool more = split_want_kicks(full, wanted);
+    more |= wanted && full->avail_seen != source->full_at;
+    ring_unlock(full);
+    return more;
+}
+
 /* Ask each ring that may wake us for kicks, or not to kick. Returns whether more has come
  * meanwhile. */
 static inline bool worker_want_kicks(struct worker *worker, bool wanted)
@@ -80,15 +94,10 @@ static inline bool worker_want_kicks(struct worker *worker, bool wanted)
     bool more = false;
     for (uint32_t i = 0; i < worker->source_count; i++) {
         struct source *source = &worker->source[i];
-        struct ring *full = source->waits_for;
         if (source->port->fault != FAULT_NONE)
             continue;
         more |= split_want_kicks(source->ring, wanted);
-        if (full != NULL) {
-            ring_lock(full);
-            more |= split_want_kicks(full, wanted);
-            ring_unlock(full);
-        }
+        more |= worker_want_room(source, wanted);
     }
     return more;
 }

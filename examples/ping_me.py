@@ -1,4 +1,4 @@
-"""A host in 20 lines that answers ARP and ping for 10.0.0.1:  ping_me.py SOCKET"""
+"""A host in 20 lines that answers ARP and ping for 10.0.0.1:  ping_me.py [/tmp/ping.sock]"""
 
 import sys
 
@@ -24,4 +24,4 @@ class PingMe(vhostfast.NetDevice):
             self.send([p])
 
 
-vhostfast.serve(PingMe(), sys.argv[1])
+vhostfast.serve(PingMe(), *sys.argv[1:2] or ["/tmp/ping.sock"])

@@ -129,12 +129,14 @@ class Connection:
     def _look_at_memory(self) -> None:
         """Nothing fails if a VM keeps its memory to itself: nothing comes, and nobody knows why."""
         regions = self.session.regions
-        if not any(_is_written(region, fd) for region, fd in regions):
-            logger.warning(
-                "%s: the VM's memory is not shared: %s. Give QEMU a memory backend with share=on",
-                self.backend.name,
-                "nothing is ever written to its file" if regions else "none has come",
-            )
+        with self._ending():
+            if not any(_is_written(region, fd) for region, fd in regions):
+                logger.warning(
+                    "%s: the VM's memory is not shared: %s. "
+                    "Give QEMU a memory backend with share=on",
+                    self.backend.name,
+                    "nothing is ever written to its file" if regions else "none has come",
+                )
 
     # --- A message's path -------------------------------------------------------------------------
 

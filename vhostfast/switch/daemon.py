@@ -23,6 +23,7 @@ from vhostfast.switch.config import Config, PortSpec
 log = logging.getLogger("vhostfast")
 
 TEARDOWN_S = 0.5  # for connections to end; SIGTERM to exit is promised within a second
+GID_MAX = 2**32 - 1  # which means "leave it" to chown
 AGE_TICK_S = 10.0
 AGE_LIMIT_TICKS = 30  # an address unseen for 300 s is forgotten, as IEEE 802.1D has it
 
@@ -148,8 +149,10 @@ def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listen
 def _group(name: str | None) -> int | None:
     if name is None:
         return None
+    if name.isascii() and name.isdecimal() and int(name) < GID_MAX:
+        return int(name)
     try:
-        return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+        return grp.getgrnam(name).gr_gid
     except KeyError:
         raise EnvironmentLacks(
             f"--socket-group {name}: there is no such group: create it or name another"
