@@ -114,8 +114,34 @@ static void test_mode(enum worker_mode mode, uint32_t count)
     close(kick_fd);
 }
 
+/* Another source, or another worker, has looked at the full ring since: what came meanwhile must not
+ * be slept over, and the other's kicks stay on. */
+static void test_several_wait_for_one_receiver(void)
+{
+    start(MODE_INTERRUPT);
+    b.ring.event_idx = false;
+    b.ring.shared = true;
+    guest_desc(&a, 0, 0, HEADER_AND_FRAME, 0, 0);
+    guest_offer(&a, 0);
+    guest_publish(&a);
+    store_release_u32(&worker.word, WORKER_GO);
+    CHECK(worker_turn(&worker) == 0);
+    CHECK(source.waits_for == &b.ring);
+    CHECK(!worker_want_kicks(&worker, true));
+    SAME(0, b.ring.used->flags, 0);
+    worker_want_kicks(&worker, false);
+    SAME(1, b.ring.used->flags, 0);
+    guest_desc(&b, 0, 0, 2048, VRING_DESC_WRITE, 0);
+    guest_offer(&b, 0);
+    guest_publish(&b);
+    b.ring.avail_seen = b.avail_idx;
+    CHECK(worker_want_kicks(&worker, true));
+    CHECK(worker_turn(&worker) == 1);
+}
+
 int main(void)
 {
+    test_several_wait_for_one_receiver();
     test_mode(MODE_INTERRUPT, FRAME_COUNT);
     test_mode(MODE_ADAPTIVE, FRAME_COUNT);
     test_mode(MODE_POLL, FRAME_COUNT / 10);
