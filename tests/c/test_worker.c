@@ -114,8 +114,8 @@ static void test_mode(enum worker_mode mode, uint32_t count)
     close(kick_fd);
 }
 
-/* Another source, or another worker, has looked at the full ring since: what came meanwhile must not
- * be slept over, and the other's kicks stay on. */
+/* Another source, or another worker, has looked at the full ring since: what came meanwhile must
+ * not be slept over, and the other's kicks stay on. */
 static void test_several_wait_for_one_receiver(void)
 {
     start(MODE_INTERRUPT);
