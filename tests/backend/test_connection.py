@@ -103,6 +103,10 @@ def table(*regions: Region) -> bytes:
     return raw(Request.SET_MEM_TABLE, body + b"".join(region.pack() for region in regions))
 
 
+def log(size: int, offset: int = 0) -> bytes:
+    return raw(Request.SET_LOG_BASE, struct.pack("=QQ", size, offset))
+
+
 def state(request: Request, index: int, num: int) -> bytes:
     return raw(request, struct.pack("=II", index, num))
 
@@ -124,7 +128,6 @@ BAD = [
     # values
     Bad("features", u64(Request.SET_FEATURES, 1), "not offered"),
     Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 15), "not offered"),
-    Bad("not negotiated", raw(Request.SET_LOG_BASE, bytes(16)), "LOG_SHMFD", ["memfd"], ends=True),
     Bad("vring 256", state(Request.SET_VRING_NUM, 256, 64), "vring index is 256"),
     Bad("vring 2^31", state(Request.GET_VRING_BASE, 2**31 - 1, 0), "vring index", ends=True),
     Bad("size 0", state(Request.SET_VRING_NUM, 0, 0), "size is 0"),
@@ -149,7 +152,12 @@ BAD = [
     Bad("200 fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 200, ends=True),
     *(
         Bad(f"{kind} as {request.name[10:]}", u64(request, 4), "must be an eventfd", [kind])
-        for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
+        for request in (
+            Request.SET_LOG_FD,
+            Request.SET_VRING_KICK,
+            Request.SET_VRING_CALL,
+            Request.SET_VRING_ERR,
+        )
         for kind in ("memfd", "pipe", "socket", "directory", "device")
     ),
     # memory
@@ -177,6 +185,26 @@ BAD = [
         for kind in ("eventfd", "pipe", "socket", "directory", "device")
     ),
     Bad("read-only memory", table(FOUR_KIB), "Permission denied", ["read-only"], ends=True),
+    # the log: its own reply can't say no
+    Bad("log without fd", log(104), "number of fds is 0, must be 1", ends=True),
+    Bad("two logs", log(104), "number of fds is 2, must be 1", ["memfd"] * 2, ends=True),
+    Bad("log of size 0", log(0), "log's size is 0, must be over 0", ["memfd"], ends=True),
+    Bad(
+        "log too small",
+        log(103),
+        "end of logged memory is 0x340000, must be at most 0x338000 by the log's size",
+        ["memfd"],
+        ends=True,
+    ),
+    Bad("log past its file", log(4096), "4096, must be at most the", ["short memfd"], ends=True),
+    Bad("log at 512", log(104, 512), "log's offset is 512", ["memfd"], ends=True),
+    Bad("log past its file by offset", log(104, 1 << 20), "file's size", ["memfd"], ends=True),
+    Bad("log that wraps", log(2**64 - 4096, 8192), "log's offset is 0x2000", ["memfd"], ends=True),
+    *(
+        Bad(f"{kind} as log", log(104), "regular file", [kind], ends=True)
+        for kind in ("eventfd", "pipe", "socket", "directory", "device")
+    ),
+    Bad("read-only log", log(104), "Permission denied", ["read-only"], ends=True),
 ]
 
 

@@ -13,7 +13,7 @@ from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Port
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.frontend import FEATURES
-from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
+from vhostfast.protocol.features import VirtioFeature
 from vhostfast.protocol.message import (
     U64,
     LogBase,
@@ -406,17 +406,11 @@ def test_rings_without_call_and_without_kick(mode):
         assert not any(readable(vring.call_fd) for vring in a.frontend.rings)
 
 
-# --- The migration log (offered here only)
-
-LOGGING = Offer(
-    Offer.net().features | VirtioFeature.LOG_ALL,
-    Offer.net().protocol_features | ProtocolFeature.LOG_SHMFD,
-    1,
-)
+# --- The migration log
 
 
 def test_with_log_all_a_ring_waits_for_the_log_and_marks_it():
-    with Host(offer=LOGGING) as host:
+    with Host() as host:
         a, b = host.vm(0), host.vm(1, features=FEATURES | VirtioFeature.LOG_ALL, fill=False)
         assert not host.ports[1].port.rings
         b.post(32)
@@ -436,7 +430,7 @@ def test_with_log_all_a_ring_waits_for_the_log_and_marks_it():
 
 
 def test_the_log_comes_and_goes_while_rings_run():
-    with Host(offer=LOGGING) as host:
+    with Host() as host:
         a, b = host.vm(0), host.vm(1)
         fd, size = os.memfd_create("log"), 4096
         os.ftruncate(fd, size)

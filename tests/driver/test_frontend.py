@@ -113,7 +113,7 @@ def test_features_are_what_both_know(sockets: list[Path]) -> None:
     with GuestMemory() as memory, Frontend(sockets[0], memory) as frontend:
         assert VirtioFeature.EVENT_IDX in frontend.features
         assert VirtioFeature.MQ not in frontend.features  # one pair
-        assert ProtocolFeature.LOG_SHMFD not in frontend.protocol_features  # not offered yet
+        assert ProtocolFeature.CONFIG not in frontend.protocol_features  # not offered
     with (
         GuestMemory() as memory,
         Frontend(sockets[0], memory, features=FEATURES & ~VirtioFeature.EVENT_IDX) as frontend,

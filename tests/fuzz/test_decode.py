@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vhostfast.backend.channel import Channel, close_fds
 from vhostfast.errors import Disconnected, ProtocolError
-from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
+from vhostfast.protocol.features import Offer, VirtioFeature
 from vhostfast.protocol.message import (
     HEADER_SIZE,
     LOG_BYTE_SPAN,
@@ -38,15 +38,12 @@ from vhostfast.protocol.session import Session, Vring
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 NET = Offer.net(2)
-WHOLE = Offer(
-    NET.features | VirtioFeature.LOG_ALL, NET.protocol_features | ProtocolFeature.LOG_SHMFD, 2
-)
 PF = VirtioFeature.PROTOCOL_FEATURES
-FEATURES = [0, int(PF), int(PF | VirtioFeature.LOG_ALL), int(WHOLE.protocol_features)]
+FEATURES = [0, int(PF), int(PF | VirtioFeature.LOG_ALL), int(NET.protocol_features)]
 
 # Numbers that lie on somebody's boundary, some of them often enough to meet each other again.
 EDGES = [0, 1, 2, 3, 4, 5, 16, 68, 256, 0x1000, 0x8000, 0xFFFF, 0x10000, 1 << 26, 1 << 30, 1 << 32]
-EDGES += [*FEATURES, int(WHOLE.features), int(NET.features), 1 << 63, (1 << 64) - 4096]
+EDGES += [*FEATURES, int(NET.features), 1 << 63, (1 << 64) - 4096]
 WORD = st.sampled_from(EDGES) | st.integers(0, (1 << 64) - 1)
 HALF = st.sampled_from([edge for edge in EDGES if edge < 1 << 32]) | st.integers(0, (1 << 32) - 1)
 SMALL = st.integers(0, 4)
@@ -122,7 +119,7 @@ def changed(session, before):
 @settings(deadline=None, max_examples=EXAMPLES)
 @example(pack("=III", Request.SET_FEATURES, 1, 8), bytes(7), 0)
 def test_any_bytes(header, payload, fd_count):
-    session = Session(WHOLE, protocol_features=WHOLE.protocol_features)
+    session = Session(NET, protocol_features=NET.protocol_features)
     try:
         decode(header, payload, range(fd_count), session)
     except ProtocolError:
@@ -134,7 +131,7 @@ def test_any_bytes(header, payload, fd_count):
 def test_what_is_decoded_encodes_to_the_same_bytes(raw):
     header, payload, fd_count = raw
     try:
-        message = decode(header, payload, range(fd_count), Session(WHOLE))
+        message = decode(header, payload, range(fd_count), Session(NET))
     except ProtocolError:
         return
     again = encode(message.request, message.payload, need_reply=message.need_reply)
@@ -177,9 +174,9 @@ def begun(index, logged):
 )
 @settings(deadline=None, max_examples=EXAMPLES)
 def test_any_messages_in_any_order(raws, agreed, logged, rings):
-    session = Session(WHOLE)
+    session = Session(NET)
     if agreed or logged:
-        session.protocol_features = WHOLE.protocol_features
+        session.protocol_features = NET.protocol_features
     numbers, given_fds = count(100), []
     start = [message for index in range(rings) for message in begun(index, logged)]
     for header, payload, fd_count in start + raws:
@@ -223,7 +220,7 @@ def test_any_stream_loses_no_fd(raws):
     before = os.listdir("/proc/self/fd")
     ours, theirs = socket.socketpair()
     file = os.memfd_create("fuzz")
-    session = Session(WHOLE, protocol_features=WHOLE.protocol_features)
+    session = Session(NET, protocol_features=NET.protocol_features)
     with Channel(ours) as channel, theirs:
         theirs.setblocking(False)
         with suppress(ProtocolError, Disconnected):

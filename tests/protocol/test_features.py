@@ -8,8 +8,8 @@ from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
 
 def test_what_a_network_port_offers():
     offer = Offer.net()
-    assert offer.features == 0x1_7866_8008 | VirtioFeature.ANY_LAYOUT
-    assert offer.protocol_features == 0x1201D
+    assert offer.features == 0x1_7C66_8008
+    assert offer.protocol_features == 0x1201F
     assert offer.queue_pairs == 128
 
 
@@ -20,7 +20,6 @@ def test_what_a_network_port_offers():
         VirtioFeature.CTRL_GUEST_OFFLOADS,
         VirtioFeature.GUEST_UFO,
         VirtioFeature.HOST_UFO,
-        VirtioFeature.LOG_ALL,
         VirtioFeature.HASH_REPORT,
     ],
 )
@@ -34,7 +33,6 @@ def test_never_offered_virtio(bit):
         ProtocolFeature.INBAND_NOTIFICATIONS,
         ProtocolFeature.XEN_MMAP,
         ProtocolFeature.GPA_ADDRESSES,
-        ProtocolFeature.LOG_SHMFD,
     ],
 )
 def test_never_offered_protocol(bit):

@@ -16,6 +16,7 @@ from vhostfast.protocol.message import (
     U64,
     Empty,
     LogBase,
+    LogFile,
     Mac,
     MemoryTable,
     Mtu,
@@ -58,6 +59,7 @@ LEGAL = {
     VringEnable: [VringEnable(0, 0), VringEnable(3, 1)],
     VringAddr: [VringAddr(0, 0, 0, 0, 0, 0), VringAddr(3, 1, 16, 4, 2, 1)],
     VringFile: [VringFile(0, True), VringFile(3, False)],
+    LogFile: [LogFile()],
     LogBase: [LogBase(1, 0), LogBase(0x1000, 0x1000)],
     MemoryTable: [
         MemoryTable((REGION,)),
@@ -206,6 +208,7 @@ TOP = 1 << 64
         (Request.SET_LOG_BASE, pack("=QQ", 1, 1), "log's offset is 1"),
         (Request.SET_LOG_BASE, pack("=QQ", TOP - 4096, 8192), "log's offset is 0x2000"),
         (Request.SET_LOG_BASE, pack("=QQ", 1, 1 << 63), "log's offset is"),
+        (Request.SET_LOG_FD, bytes(4), "size is 4, must be 0 or 8"),
     ],
 )
 def test_payloads_that_no_front_end_may_send(request_, body, match):

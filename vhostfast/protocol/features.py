@@ -131,12 +131,14 @@ class Offer:
             | virtio.CTRL_RX
             | virtio.GUEST_ANNOUNCE
             | virtio.MQ
+            | virtio.LOG_ALL
             | virtio.ANY_LAYOUT
             | virtio.INDIRECT_DESC
             | virtio.EVENT_IDX
             | virtio.PROTOCOL_FEATURES
             | virtio.VERSION_1,
             protocol.MQ
+            | protocol.LOG_SHMFD
             | protocol.RARP
             | protocol.REPLY_ACK
             | protocol.NET_MTU

@@ -132,6 +132,20 @@ class U64(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class LogFile(Payload):
+    """Nothing, or eight bytes that say nothing: front-ends differ."""
+
+    @classmethod
+    def sizes(cls) -> tuple[int, int]:
+        return 0, U64.LAYOUT.size
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        require(len(data) in cls.sizes(), "size", len(data), "0 or 8")
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
 class Mtu(U64):
     """The largest packet without its header, in bytes: 68 to 65535 (virtio 1.3, 5.1.4.1)."""
 
@@ -351,7 +365,7 @@ SPEC: Mapping[Request, Spec] = MappingProxyType(
         Request.RESET_OWNER: Spec(),
         Request.SET_MEM_TABLE: Spec(MemoryTable, fds=(1, REGIONS_MAX)),
         Request.SET_LOG_BASE: Spec(LogBase, (1, 1), ProtocolFeature.LOG_SHMFD, reply=LogBase),
-        Request.SET_LOG_FD: Spec(Empty, (1, 1), ProtocolFeature.LOG_SHMFD),
+        Request.SET_LOG_FD: Spec(LogFile, (1, 1), ProtocolFeature.LOG_SHMFD),
         Request.SET_VRING_NUM: Spec(VringSize),
         Request.SET_VRING_ADDR: Spec(VringAddr),
         Request.SET_VRING_BASE: Spec(VringBase),

@@ -30,6 +30,7 @@ from vhostfast.protocol.message import (
     Empty,
     Flag,
     LogBase,
+    LogFile,
     Mac,
     MemoryTable,
     Message,
@@ -217,7 +218,7 @@ class Session:
         self._drop_log()
         self.log = log
 
-    def _set_log_fd(self, _payload: Empty, fds: tuple[int, ...]) -> None:
+    def _set_log_fd(self, _payload: LogFile, fds: tuple[int, ...]) -> None:
         self._discard(self.log_fd)
         self.log_fd = fds[0]
 
