@@ -449,3 +449,25 @@ def test_the_log_comes_and_goes_while_rings_run():
         assert carry(a, b, FRAMES) == FRAMES
         assert not any(os.pread(fd, size, 0))
         os.close(fd)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_rings_that_start_under_a_log_mark_their_used_rings_if_told(told):
+    features = FEATURES | VirtioFeature.LOG_ALL
+    with Host() as host:
+        vm = host.vm(0, features=features, queue_pairs=2, fill=False)
+        rings = vm.frontend.rings
+        for vring in rings:
+            addr = vring.addresses(log=told)
+            vm.frontend.request(Request.SET_VRING_ADDR, addr, ack=True)
+        fd, size = os.memfd_create("log"), 4096
+        os.ftruncate(fd, size)
+        assert not host.ports[0].port.rings
+        vm.frontend.request(Request.SET_LOG_BASE, LogBase(size, 0), [fd])
+        assert len(host.ports[0].port.rings) == len(rings) == 4
+        log = os.pread(fd, size, 0)
+        marked = {page for page in range(8 * size) if log[page // 8] >> page % 8 & 1}
+        begin = {vring.used_gpa // 4096 for vring in rings}
+        end = {(vring.used_gpa + 4 + 8 * vring.size + 1) // 4096 for vring in rings}
+        assert begin <= marked <= begin | end if told else not marked
+        os.close(fd)
