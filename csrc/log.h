@@ -9,6 +9,8 @@
 #ifndef VHOSTFAST_LOG_H
 #define VHOSTFAST_LOG_H
 
+#include <unistd.h>
+
 #include "sync.h"
 
 struct log {
@@ -16,6 +18,9 @@ struct log {
     uint64_t page_count; /* pages that it covers */
     uint64_t beyond; /* marks past its end: made impossible when it was checked, so each is a bug of
                         ours */
+    uint64_t *marked; /* every bit that we have set, for a witness to compare; NULL: nobody does */
+    int event_fd;     /* told when bits were set (SET_LOG_FD); -1: nobody is */
+    uint32_t news;    /* bits were set since it was told */
 };
 
 /* A ring's own gathering place. */
@@ -34,9 +39,24 @@ static inline void log_flush(struct marker *marker)
     if (marker->count == 0)
         return;
     fence_full(); /* E */
+    struct log *log = marker->log;
     for (uint32_t i = 0; i < marker->count; i++)
-        or_u64(&marker->log->word[marker->word[i].index], marker->word[i].bits);
+        or_u64(&log->word[marker->word[i].index], marker->word[i].bits);
+    for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
+        or_u64(&log->marked[marker->word[i].index], marker->word[i].bits);
+    if (log->event_fd >= 0)
+        store_once_u32(&log->news, 1);
     marker->count = 0;
+}
+
+/* Once a slice. */
+static inline void log_tell(struct log *log)
+{
+    const uint64_t one = 1;
+    if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
+        return;
+    ssize_t told = write(log->event_fd, &one, sizeof one);
+    (void)told; /* full: it is readable already */
 }
 
 static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)

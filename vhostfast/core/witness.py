@@ -18,7 +18,7 @@ import numpy as np
 
 from vhostfast.errors import EnvironmentLacks
 
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 _USER_MODE_ONLY = 1  # needs no privilege; what is recorded is never handed to anyone
 _API = struct.Struct("=QQQ")  # api, features, ioctls
 _API_VERSION = 0xAA
@@ -103,7 +103,7 @@ class Witness:
 def _userfaultfd() -> int:
     """A userfaultfd that records. Raises EnvironmentLacks."""
     libc = ctypes.CDLL(None, use_errno=True)
-    number = _SYS_USERFAULTFD.get(os.uname().machine, -1)
+    number = SYS_USERFAULTFD.get(os.uname().machine, -1)
     fd = int(libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
     if fd < 0:
         raise _lacks(ctypes.get_errno())
