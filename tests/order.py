@@ -119,7 +119,8 @@ class State(NamedTuple):
 
 class Found(NamedTuple):
     states: int
-    trace: list[str]  # empty: the order is right
+    told: set[str]  # all that happened, in some state
+    trace: list[str]  # the shortest way to a fault, if there is one
     fault: str
 
 
@@ -144,16 +145,18 @@ class Model:
         start = State(offered=self.packets)
         came_from: dict[State, tuple[State, str] | None] = {start: None}
         queue = deque([start])
+        happened: set[str] = set()
         while queue:
             state = queue.popleft()
             fault = state.fault or self.judge(state)
             if fault:
-                return Found(len(came_from), self._trace(came_from, state), fault)
+                return Found(len(came_from), happened, self._trace(came_from, state), fault)
             for told, after in self.successors(state):
+                happened.add(told)
                 if after not in came_from:
                     came_from[after] = (state, told)
                     queue.append(after)
-        return Found(len(came_from), [], "")
+        return Found(len(came_from), happened, [], "")
 
     def judge(self, state: State) -> str:
         """The invariant's first half; its second is the driver's to see."""
