@@ -1,5 +1,6 @@
 /* The migration log: a bit a 4 KiB page of guest memory, from GPA 0, shared with the front-end
- * (vhost-user, Migration).
+ * (vhost-user, Migration). "step:" names a step of the model that proves the order: tests/order.py,
+ * docs/migration.md.
  *
  * The front-end takes a word by exchange with zero and copies its pages later, so a bit promises
  * that the bytes are visible already:   bytes -> full fence -> bit -> used.idx.   Bits are gathered
@@ -38,12 +39,12 @@ static inline void log_flush(struct marker *marker)
 {
     if (marker->count == 0)
         return;
-    fence_full(); /* E */
     struct log *log = marker->log;
+    fence_full(); /* E; step: fence */
     for (uint32_t i = 0; i < marker->count; i++)
-        or_u64(&log->word[marker->word[i].index], marker->word[i].bits);
+        or_u64(&log->word[marker->word[i].index], marker->word[i].bits); /* step: bit */
     for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
-        or_u64(&log->marked[marker->word[i].index], marker->word[i].bits);
+        or_u64(&log->marked[marker->word[i].index], marker->word[i].bits); /* step: bit */
     if (log->event_fd >= 0)
         store_once_u32(&log->news, 1);
     marker->count = 0;
@@ -89,6 +90,7 @@ static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
         uint64_t index = page / 64;
         uint64_t from = page % 64;
         uint64_t to = last / 64 == index ? last % 64 : 63;
+        /* step: gather */
         log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
         page = (index + 1) * 64;
     }

@@ -63,7 +63,7 @@ static inline void worker_tell(struct worker *worker, enum worker_word word)
 static inline bool worker_rest(struct worker *worker)
 {
     pthread_mutex_lock(&worker->mutex);
-    worker->resting = true;
+    worker->resting = true; /* step: answer */
     pthread_cond_broadcast(&worker->changed);
     while (worker->word == WORKER_REST)
         pthread_cond_wait(&worker->changed, &worker->mutex);

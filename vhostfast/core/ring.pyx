@@ -232,17 +232,19 @@ cdef class Ring:
         cdef delivery why
         cdef const uint8_t[::1] bytes_
         self.prepare()
-        for packet in packets:
-            bytes_ = packet
-            whole = self.c.header_size + <uint64_t>bytes_.shape[0]
-            count = take_room(self.hands, self.c, whole, &why)
-            if count == 0:
-                break
-            room = chain_start(&self.hands.room)
-            nethdr_write(&room, &self.c.marker, self.c.header_size, <uint16_t>count)
-            cursor_write(&room, &self.c.marker, &bytes_[0], <uint32_t>bytes_.shape[0])
-            push_room(self.hands, self.c, count, whole)
-            sent += 1
-        ring_complete(self.c)
-        log_tell(self.c.marker.log)
+        try:
+            for packet in packets:
+                bytes_ = packet
+                whole = self.c.header_size + <uint64_t>bytes_.shape[0]
+                count = take_room(self.hands, self.c, whole, &why)
+                if count == 0:
+                    break
+                room = chain_start(&self.hands.room)
+                nethdr_write(&room, &self.c.marker, self.c.header_size, <uint16_t>count)
+                cursor_write(&room, &self.c.marker, &bytes_[0], <uint32_t>bytes_.shape[0])
+                push_room(self.hands, self.c, count, whole)
+                sent += 1
+        finally:  # whatever a packet turns out to be, those before it are published
+            ring_complete(self.c)
+            log_tell(self.c.marker.log)
         return sent
