@@ -200,8 +200,10 @@ class Host(Loop):
         mode: str = "interrupt",
         cpus: Sequence[int] | None = None,
         offer: Offer | None = None,
+        witness: bool = False,
     ) -> None:
         super().__init__()
+        self.witness = witness
         self.offer = offer or Offer.net()
         self.fabric = Fabric(forward)
         self.workers = Workers(self.fabric, cpus, mode)
@@ -217,7 +219,8 @@ class Host(Loop):
         ours, theirs = socket.socketpair()
 
         async def serve() -> str:
-            return await Connection(ours, backend or self.ports[port], self.offer).serve()
+            end = backend or self.ports[port]
+            return await Connection(ours, end, self.offer, witness=self.witness).serve()
 
         self._reasons[port] = self.begin(serve())
         return theirs
