@@ -55,6 +55,7 @@ static struct side {
     uint16_t released[RING_COUNT];
     struct piece piece[RING_COUNT][SIZE][PIECE_MAX]; /* what was offered, by head */
     bool marked[PAGES], expected[PAGES];
+    uint64_t witnessed[PAGES / 64]; /* log.marked, where there is a witness */
 } side[2];
 
 static struct fabric fabric;
@@ -97,6 +98,10 @@ static void copy_page(struct side *s, uint64_t page)
 static void on_or(uint64_t *at_word, uint64_t bits)
 {
     for (uint32_t i = 0; i < 2; i++) {
+        if (at_word >= side[i].witnessed && at_word < side[i].witnessed + PAGES / 64) {
+            *at_word |= bits;
+            return;
+        }
         if (at_word < side[i].log.word || at_word >= side[i].log.word + PAGES / 64)
             continue;
         for (uint32_t bit = 0; bit < 64; bit++) {
@@ -194,13 +199,16 @@ static void same(long row)
             whole = whole && s->ring[r].ring.marks_used;
         }
         for (uint32_t page = 0; page < PAGES; page++) {
+            bool witnessed = s->witnessed[page / 64] >> (page % 64) & 1;
             SAME(page, s->marked[page], s->expected[page]);
+            SAME(page, witnessed, s->log.marked != NULL && s->expected[page]);
             pages_marked += s->marked[page];
         }
         if (s->ring[0].ring.marker.log != NULL)
             SAME(row, missing(s, !whole), 0);
         SAME(row, s->log.beyond, 0);
         memset(s->marked, 0, sizeof s->marked);
+        memset(s->witnessed, 0, sizeof s->witnessed);
         memset(s->expected, 0, sizeof s->expected);
     }
 }
@@ -241,6 +249,7 @@ static uint64_t used_place(struct side *s, uint64_t region)
 static void side_start(struct side *s, bool logs, bool mergeable, uint32_t header_size)
 {
     bool event_idx = random_below(2);
+    s->log.marked = random_below(2) ? s->witnessed : NULL;
     uint64_t shift = random_below(RING_COUNT);
     for (uint32_t r = 0; r < REGION_COUNT; r++)
         random_bytes(s->ring[0].table.region[r].host, 64); /* enough to tell from another's */

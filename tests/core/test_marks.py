@@ -263,3 +263,11 @@ def test_the_log_begins_at_its_offset_and_ends_where_it_ends():
                 assert log.page_count == 8 * size
                 assert take(bits) == ({8 * PAGE + page} if fits else set())
                 assert (log.beyond == 0) is fits
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, PAGE - 1, PAGE, PAGE + 1, PAGE + 2])
+@pytest.mark.parametrize("gpa", [0, 1, PAGE - 1, PAGE, 64 * PAGE - 1])
+def test_what_a_witness_adds_is_marked_to_the_byte(gpa, size):
+    with log_file() as (log, bits):
+        log.mark(gpa, size)
+        assert take(bits) == pages(gpa, size)
