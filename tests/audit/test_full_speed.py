@@ -30,8 +30,8 @@ def row_of(tmp_path: Path, name: str, seconds: float = 0.2, *, deaf: bool = Fals
 def test_rounds_go_on_amid_traffic(tmp_path: Path, name: str) -> None:
     row = row_of(tmp_path, name)
     assert row.faults == []
-    assert min(row.sent, row.received) > 1000
-    assert row.rounds > 10
+    assert min(row.sent, row.received, row.marks) > 0
+    assert row.rounds >= 2 * 2  # of each episode one amid the traffic, and the last
 
 
 def test_a_back_end_that_does_not_wait_for_the_log(
