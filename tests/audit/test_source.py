@@ -84,10 +84,14 @@ def test_sabotage_drops_a_share_of_the_marks(vm: Vm, migration: Migration) -> No
         assert source.marks == len(PAGES)
 
 
-def test_fetch_differing_takes_memory_as_it_is(vm: Vm, migration: Migration) -> None:
+def test_what_is_fetched_is_told_of_no_more_and_what_came_meanwhile_is(
+    vm: Vm, migration: Migration
+) -> None:
     with Source(migration, np.array(PAGES)) as source:
         for gpa in (7, 0x3500, 0x50000):
             write_as_back_end(vm, gpa)
-        assert source.differing() == {0: 7, 3: 0x3500, 0x50: 0x50000}
-        source.fetch_differing()
-        assert source.differing() == {}
+        found = source.differing()
+        assert found == {0: 7, 3: 0x3500, 0x50: 0x50000}
+        write_as_back_end(vm, 0x51000)
+        source.fetch(found)
+        assert source.differing() == {0x51: 0x51000}

@@ -212,7 +212,7 @@ class ExactPass:
                 self._blame(missing, {page: changed[page] for page in unexplained})
                 break
             time.sleep(0.001)
-        source.fetch_differing()
+        source.fetch(changed)
 
     def _blame(self, missing: set[int], changed: dict[int, int]) -> None:
         for page, gpa in changed.items():

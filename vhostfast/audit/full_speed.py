@@ -140,18 +140,19 @@ class Episode:
     # --- After the stop ---
 
     def _compare(self, source: Source, places: Places) -> None:
-        found = source.differing().values()
-        self._row.blame(MISSED, WHEN, [(gpa, places.name(gpa)) for gpa in found])
+        found = source.differing()
+        source.fetch(found)
+        self._row.blame(MISSED, WHEN, [(gpa, places.name(gpa)) for gpa in found.values()])
 
     def _watch(self, source: Source, places: Places, seconds: float) -> None:
         """Neither A's memory nor its log may change any more."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            source.fetch_differing()
             time.sleep(0.005)
-            written = source.differing().values()
+            written = source.differing()
+            source.fetch(written)  # of these no more is said; what comes meanwhile differs still
             marked = [page * LOG_PAGE for page in source.migration.take().tolist()]
-            for kind, found in ((LATE_WRITE, written), (LATE_MARK, marked)):
+            for kind, found in ((LATE_WRITE, written.values()), (LATE_MARK, marked)):
                 self._row.blame(kind, WHEN, [(gpa, places.name(gpa)) for gpa in found])
 
     def _account(self, source: Source, places: Places) -> None:

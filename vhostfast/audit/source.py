@@ -5,6 +5,7 @@ KVM tells a hypervisor. So what differs in the end was written by the back-end a
 """
 
 import random
+from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
@@ -60,15 +61,12 @@ class Source:
         self.rounds += 1
         self.fetch(np.union1d(self.marked(pages), self.own()))
 
-    def fetch(self, pages: Pages) -> None:
+    def fetch(self, wanted: Iterable[int]) -> None:
         """Copy these pages."""
+        pages = np.fromiter(wanted, np.int64)
         for (first, piece), copy in zip(self._memory, self._copy, strict=True):
             index = pages[(pages >= first) & (pages < first + len(piece))] - first
             copy[index] = piece[index]
-
-    def fetch_differing(self) -> None:
-        """Copy what differs, whoever may have written it: from now on it is as it was now."""
-        self.fetch(np.array(list(self.differing()), np.int64))
 
     def differing(self) -> dict[int, int]:
         """The pages whose copy is not what memory is, and the GPA where each first differs."""
