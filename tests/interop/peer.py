@@ -20,7 +20,8 @@ from host import Vm
 
 TICK_S = 0.001
 PING_S = 0.01
-CATCH_UP_S = 0.05  # what was not sent in a longer pause is not made up for
+BURST = 16  # frames sent at once, at least, so that the switch has a group of them in its hands
+CATCH_UP_S = 0.1  # what was not sent in a longer pause is not made up for
 RING_SIZE = 256
 MEMORY = ((0, 8 << 20),)
 RARP_TYPE, IP_TYPE, ICMP = b"\x80\x35", b"\x08\x00", 1
@@ -140,7 +141,7 @@ class Peer(Turned):
         now = time.monotonic()
         self._since = max(self._since, now - CATCH_UP_S)
         due = int((now - self._since) * self.rate)
-        if due > 0:
+        if due >= BURST:
             for pair, flow in enumerate(self._flows):
                 self._send(due, pair, flow)
             self._since += due / self.rate
