@@ -47,7 +47,7 @@
 #include "driver/frame.h"
 
 enum { PART_SIZE = 65536, LINE_SIZE = 4096, CONNECT_TRIES = 100, SILENCE_MS = 60000 };
-enum { DIRTY_PAGE = 4096, DIRTY_PAUSE_US = 4000 };
+enum { DIRTY_PAGE = 4096, DIRTY_PAUSE_US = 10000 };
 
 static void fail(const char *what)
 {

@@ -22,17 +22,19 @@ LOG_NAME = "vhost-log"
 ENDED = ("completed", "failed", "cancelled")
 PATIENCE_S = 60
 LOOKS, LOOK_S = 10, 0.002  # between two questions to QEMU
-BANDWIDTH = 64 << 20  # bytes a second
+BANDWIDTH, ROUND_BANDWIDTH = 64 << 20, 16 << 20  # bytes a second: of the first round, of others
+ROUND_REMAINING = 16 << 20  # bytes left of the first round when the bandwidth changes
 NEVER_MS, SOON_MS = 1, 500  # downtime allowed: so little that it goes on, or enough to end
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A migration that is done: `rounds` in which the source looked for dirty pages, `downtime_ms`
-    as QEMU has it; and the numbers of the pages that we marked, and of those that differ."""
+    """A migration that is done: `rounds` in which the source looked for dirty pages, frames that
+    the guest had not looked at when it stopped; and the numbers of the pages that we marked, and of
+    those that differ."""
 
     rounds: int
-    downtime_ms: int
+    unread: int
     marked: frozenset[int]
     differing: list[int]
 
@@ -67,11 +69,46 @@ def holds_memfd(pid: int, name: str) -> bool:
         return bool(fds) or f"/memfd:{name} " in maps.read()
 
 
+def read_memory(guest: Guest, gpa: int, size: int) -> bytes:
+    with memfds(guest.process.pid, MEMORY_NAME) as (fd,):
+        return os.pread(fd, size, gpa)  # its file begins at GPA 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A split ring of `entries`, and the GPAs of its areas (virtio 1.3, 2.7)."""
+
+    index: int
+    entries: int
+    avail: int
+    used: int
+
+    def avail_index(self, guest: Guest) -> int:
+        return int.from_bytes(read_memory(guest, self.avail + 2, 2), "little")
+
+    def used_index(self, guest: Guest) -> int:
+        return int.from_bytes(read_memory(guest, self.used + 2, 2), "little")
+
+    def filled(self, guest: Guest) -> int:
+        """Of a receive ring, how many buffers the guest has been given back and not offered again:
+        frames that it has not looked at."""
+        return (self.entries + self.used_index(guest) - self.avail_index(guest)) % 65536
+
+    def written_pages(self, first: int, last: int) -> set[int]:
+        """The pages of the used ring that are written to while used.idx goes from `first` to
+        `last`: of its elements and its index; a transmit ring's also of avail_event."""
+        count = min((last - first) % 65536, self.entries)
+        offsets = [2] + [4 + 8 * ((first + i) % self.entries) for i in range(count)]
+        if self.index % 2 == 1:
+            offsets.append(4 + 8 * self.entries)
+        return {(self.used + offset) // PAGE for offset in offsets}
+
+
 class Migration:
     """From `source` to `destination`, begun when this is made; it goes on until it is told to end.
 
-    Every round sends what was written to since the last one. At so little downtime allowed the
-    last round never comes, and at so low a `bandwidth`, in bytes a second, each takes its time.
+    Every round sends what was written to since the last one; it is the last if that can be sent
+    within `downtime_ms` at `bandwidth`, in bytes a second.
     """
 
     def __init__(
@@ -89,7 +126,19 @@ class Migration:
         source.control("migrate", uri=f"unix:{destination.incoming}")
 
     def wait_for_rounds(self, count: int) -> None:
+        """From the second on, rounds are slow: a guest that the machine keeps from running for a
+        moment has still written to something in each, so that none is the last."""
+        self._wait(
+            lambda state: 0 < state.get("ram", {}).get("remaining", 0) < ROUND_REMAINING,
+            "the end of the first round",
+        )
+        self._source.control("migrate-set-parameters", **{"max-bandwidth": ROUND_BANDWIDTH})
         self._wait(lambda state: _rounds(state) >= count, f"{count} rounds")
+
+    def wait_for_event(self, holds: Callable[[], bool], what: str) -> None:
+        """Or until it has ended by itself, since a guest on a busy machine may write to nothing for
+        a whole round."""
+        self._wait(lambda state: state["status"] == "completed" or holds(), what)
 
     def wait_for(self, status: str) -> dict[str, Any]:
         """Until QEMU gives this as the migration's status; all that it says then."""
@@ -99,15 +148,17 @@ class Migration:
         self._source.control("migrate_cancel")
         self.wait_for("cancelled")
 
-    def finish(self) -> Moved:
-        """Let it end, wait until both stand still, and compare."""
+    def finish(self, receiver: Ring | None = None) -> Moved:
+        """Let it end, wait until both stand still, and compare. Frames unread are of `receiver`."""
         self._source.control("migrate-set-parameters", **{"downtime-limit": SOON_MS})
         state = self.wait_for("completed")
         self._destination.wait_for_status("paused")
         self._source.wait_for_status("postmigrate")
         differing = differing_pages(self._source, self._destination)
         bits = np.unpackbits(self._log, bitorder="little").nonzero()[0]
-        return Moved(_rounds(state), state["downtime"], frozenset(bits.tolist()), differing)
+        unread = receiver.filled(self._source) if receiver else 0
+        marked = frozenset(bits.tolist())
+        return Moved(_rounds(state), unread, marked, differing)
 
     def _wait(self, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S

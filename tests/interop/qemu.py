@@ -103,6 +103,10 @@ class Guest(Child):
     def ready(self) -> None:
         """Wait for the boot, then bring the card up with its address."""
         self.result(BOOT_TIMEOUT_S)
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Give the card its address, and let it go."""
         self.run(f"ip address add {self.card.address}/24 dev eth0 && ip link set eth0 up")
 
     def begin(self, command: str) -> None:

@@ -13,21 +13,23 @@ from typing import Self
 import pattern
 from dpdk_backends import Switch
 from host import Vm
-from migration import PAGE, Migration, Moved
+from migration import Migration, Moved, Ring
 from peer import Cable, Peer, plug
 from qemu import Card, Guest
 
 ROUNDS = 4
-RATE = 500  # frames a second, each way, by each queue pair
-LATE_MS = 100  # between two looks of the guest at its rings
-DIRTY_KIB = 1024  # what the guest itself writes to, lest a round find nothing and be the last
-USED_SIZE = 6 + 8 * 256  # bytes of a used ring
+RATE = 400  # frames a second, each way, by each queue pair
+LATE_MS = 2000  # between two looks of the guest at its rings
+RX_ENTRIES, TX_ENTRIES = 1024, 256  # room for what comes meanwhile
+UNREAD = 100  # frames of which the guest knows nothing yet when it stops, if it can be had
+DIRTY_KIB = 4096  # what the guest itself writes to, lest a round find nothing and be the last
 PORTS = ("a", "b", "peer", "side")  # of the first switch: "a" is its p0
 
 
 class Scene:
     """A switch, a guest at its socket a, and the guest's peer; b is free. With `two` there is c as
-    well, at a switch that is another process, with a cable from one to the other."""
+    well, at a switch that is another process, with a cable from one to the other. A `busy` guest
+    looks at its receive rings late, and writes to memory of its own all the time."""
 
     def __init__(
         self,
@@ -35,21 +37,26 @@ class Scene:
         *,
         pairs: int = 1,
         two: bool = False,
+        busy: bool = False,
         rate: int = RATE,
         options: Sequence[str] = (),
         program: Sequence[str] = ("-m", "vhostfast"),
     ) -> None:
         self._folder, self._pairs = folder, pairs
-        self._options = (*options, "mq=on") if pairs > 1 else options
+        self._options = [*options, f"rx_queue_size={RX_ENTRIES}", f"tx_queue_size={TX_ENTRIES}"]
+        self._options += ["mq=on"] if pairs > 1 else []
         self._names = 0
         with ExitStack() as stack:
             self.switch = self._switch(stack, PORTS, program)
-            self._switches = dict.fromkeys(PORTS, self.switch)
             if two:
-                self._switches["c"] = self._switch(stack, ("c", "far"))
+                self._switch(stack, ("c", "far"))
                 stack.enter_context(Cable(self.socket("side"), self.socket("far"), pairs))
             self.guest = stack.enter_context(self.qemu("a"))
             self.guest.ready()
+            if busy:
+                self._be_busy()
+            self.rings = rings_told(self.switch.output)
+            assert len(self.rings) == 2 * pairs
             peer = Peer(self.socket("peer"), self.guest.card.mac, rate=rate, pairs=pairs)
             self.peer = stack.enter_context(peer)
             self.guest.run(f"arp -s {peer.address} {peer.mac}")
@@ -88,32 +95,57 @@ class Scene:
         guest.control("query-status")  # it listens
         return guest
 
-    def be_busy(self) -> None:
-        """The guest looks at its rings late, and writes to memory of its own all the time."""
-        card = "/sys/class/net/eth0"
+    def _be_busy(self) -> None:
+        """Its card has one interrupt for all rings: with napi_tx every one that says that something
+        was sent would have it look at what it received."""
+        driver, card = "/sys/bus/virtio/drivers/virtio_net", "/sys/class/net/eth0"
         self.guest.run(
-            f"echo 100000 > {card}/napi_defer_hard_irqs;"
+            "echo 0 > /sys/module/virtio_net/parameters/napi_tx;"
+            f" echo virtio0 > {driver}/unbind; echo virtio0 > {driver}/bind"
+        )
+        self.guest.bring_up()
+        self.guest.run(
+            f"echo 1000000 > {card}/napi_defer_hard_irqs;"
             f" echo {LATE_MS * 1_000_000} > {card}/gro_flush_timeout; guest dirty {DIRTY_KIB}"
         )
 
-    def move(self, place: str) -> Moved:
-        """Migrate the guest to the socket of this name, where it stands still.
+    def migrate(self, place: str) -> tuple[Moved, dict[int, set[int]]]:
+        """Migrate the guest to the socket of this name, where it stands still; and the pages of
+        each used ring that were written to at the end.
 
-        That every ring was marked is seen here: the memories can't tell, for QEMU sends the rings
-        again at the end.
+        It ends after the guest has looked at its first ring, long before it looks again: so there
+        are buffers that we alone have written to.
         """
-        switch = self._switches[self.guest.card.socket.stem]
-        told = len(switch.output)
+        source, receiver = self.guest, self.rings[0]
         destination = self.destination(place)
-        migration = Migration(self.guest, destination)
+        migration = Migration(source, destination)
         migration.wait_for_rounds(ROUNDS)
-        moved = migration.finish()
-        rings = logged_rings(switch.output[told:])
-        assert set(rings) == set(range(2 * self._pairs))
-        for index, pages in rings.items():
-            assert moved.marked >= set(pages), f"of vring {index}, pages {pages}, not all marked"
-        self.guest.close()
+        first = [ring.used_index(source) for ring in self.rings]
+        offered = receiver.avail_index(source)
+        migration.wait_for_event(
+            lambda: receiver.avail_index(source) != offered, "the guest's look at its ring"
+        )
+        migration.wait_for_event(lambda: receiver.filled(source) >= UNREAD, "frames unread")
+        moved = migration.finish(receiver)
+        written = {
+            ring.index: ring.written_pages(begin, ring.used_index(source))
+            for ring, begin in zip(self.rings, first, strict=True)
+        }
+        source.close()
         self.guest = destination
+        return moved, written
+
+    def move(self, place: str) -> Moved:
+        """Migrate the guest, and lose nothing.
+
+        That all of a used ring was marked is seen in the log alone, for QEMU sends the rings again
+        at the end.
+        """
+        moved, written = self.migrate(place)
+        moved.assert_equal()
+        for index, pages in written.items():
+            assert moved.marked >= pages, f"of vring {index}, not all marked: pages {pages}"
+        self.guest.control("cont")
         return moved
 
     def check_traffic(self, frames: int = 100) -> list[str]:
@@ -165,10 +197,12 @@ class Scene:
         self._stack.__exit__(kind, error, trace)
 
 
-def logged_rings(output: str) -> dict[int, range]:
-    """By index, the pages of each used ring that is to be logged, by what the switch was told."""
-    told = r"SET_VRING_ADDR VringAddr\(index=(\d+), flags=1, .* log=(\d+)\)"
-    return {
-        int(index): range(int(log) // PAGE, (int(log) + USED_SIZE - 1) // PAGE + 1)
-        for index, log in re.findall(told, output)
-    }
+def rings_told(output: str) -> list[Ring]:
+    """The rings of port p0, by what a switch that tells all was told last."""
+    told = r"p0: SET_VRING_ADDR VringAddr\(index=(\d+),.* used=(\d+), avail=(\d+), log=(\d+)\)"
+    rings = {}
+    for numbers in re.findall(told, output):
+        index, used, avail, log = map(int, numbers)
+        entries = TX_ENTRIES if index % 2 else RX_ENTRIES
+        rings[index] = Ring(index, entries, log + avail - used, log)  # log: GPA of the used ring
+    return [rings[index] for index in sorted(rings)]

@@ -1,8 +1,8 @@
 """QEMU migrates to QEMU under two-way traffic of numbered frames, and no page is lost.
 
 The two memories are compared while both stand still, before the destination goes on. The guest
-looks at its receive rings late, ten times a second: what we write into its buffers is ours alone
-for a while, and a page that we don't mark differs.
+looks at its receive rings once a second: what we write into its buffers is ours alone for a while,
+and a page that we don't mark differs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from migration import LOG_NAME, SOON_MS, Migration, holds_memfd
 from peer import RARP_TYPE, mac_bytes
 from qemu import Guest
-from scene import RATE, ROUNDS, Scene
+from scene import RATE, Scene
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(180)]
 
@@ -23,6 +23,7 @@ LOG_ALL = 1 << 26
 SLOW = 1 << 20  # bytes a second: a migration that will still be there
 DEFAULT_BANDWIDTH, DEFAULT_DOWNTIME_MS = 128 << 20, 300  # QEMU's own
 PINGS = 50
+ATTEMPTS = 3
 FORGETFUL = (str(Path(__file__).with_name("forgetful_switch.py")),)
 
 
@@ -31,27 +32,34 @@ FORGETFUL = (str(Path(__file__).with_name("forgetful_switch.py")),)
 )
 def test_moves(folder: Path, pairs: int, route: str, capsys: pytest.CaptureFixture[str]) -> None:
     """There and back, on one switch and to another process."""
-    with Scene(folder, pairs=pairs, two=True) as scene:
-        scene.be_busy()
+    with Scene(folder, pairs=pairs, two=True, busy=True) as scene:
         scene.check_traffic()
         for place in route:
             moved = scene.move(place)
-            moved.assert_equal()
-            scene.guest.control("cont")
             lost = scene.check_traffic()
             with capsys.disabled():
-                rounds, marked = moved.rounds, len(moved.marked)
-                print(f"\nto {place}: {rounds} rounds, {marked} pages marked; lost so far: {lost}")
+                print(
+                    f"\nto {place}: {moved.rounds} rounds, {len(moved.marked)} pages marked,"
+                    f" {moved.unread} frames unread; lost so far: {lost}"
+                )
 
 
-def test_the_comparison_finds_what_is_not_marked(folder: Path) -> None:
-    """The control: with marks that nobody sees, pages are lost."""
-    with Scene(folder, program=FORGETFUL) as scene:
-        scene.be_busy()
-        migration = Migration(scene.guest, scene.destination("b"))
-        migration.wait_for_rounds(ROUNDS)
-        with pytest.raises(AssertionError, match=r"pages differ: GPA 0x[0-9a-f]+ never marked"):
-            migration.finish().assert_equal()
+def test_the_comparison_finds_what_is_not_marked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control: with marks that nobody sees, pages are lost; unless the guest happened to stop
+    when it had just looked at its ring, and so written to all of them itself."""
+    for _ in range(ATTEMPTS):
+        with Scene(folder, busy=True, program=FORGETFUL) as scene:
+            moved, _ = scene.migrate("b")
+        with capsys.disabled():
+            print(
+                f"\nthe control: {len(moved.differing)} pages differ, {moved.unread} frames unread"
+            )
+        if moved.unread > 0:
+            break
+    with pytest.raises(AssertionError, match=r"pages differ: GPA 0x[0-9a-f]+ never marked"):
+        moved.assert_equal()
 
 
 def die(migration: Migration, destination: Guest) -> None:
@@ -67,8 +75,7 @@ ENDS: dict[str, Callable[[Migration, Guest], None]] = {
 
 def test_the_source_goes_on_if_the_migration_does_not(folder: Path) -> None:
     """And logs no more, until the next one, which is none the worse for it."""
-    with Scene(folder) as scene:
-        scene.be_busy()
+    with Scene(folder, busy=True) as scene:
         switch, process = scene.switch, scene.switch.process.pid
         for end in ENDS.values():
             told = len(switch.output)
@@ -86,8 +93,7 @@ def test_the_source_goes_on_if_the_migration_does_not(folder: Path) -> None:
             assert not holds_memfd(process, LOG_NAME)
             assert scene.guest.control("query-status")["status"] == "running"
             scene.check_traffic()
-        scene.move("b").assert_equal()
-        scene.guest.control("cont")
+        scene.move("b")
         scene.check_traffic()
 
 
