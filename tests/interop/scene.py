@@ -121,10 +121,7 @@ class Scene:
         migration = Migration(source, destination)
         migration.wait_for_rounds(ROUNDS)
         first = [ring.used_index(source) for ring in self.rings]
-        offered = receiver.avail_index(source)
-        migration.wait_for_event(
-            lambda: receiver.avail_index(source) != offered, "the guest's look at its ring"
-        )
+        migration.wait_for_event(lambda: receiver.filled(source) < UNREAD, "the guest's look")
         migration.wait_for_event(lambda: receiver.filled(source) >= UNREAD, "frames unread")
         moved = migration.finish(receiver)
         written = {

@@ -1,8 +1,8 @@
 """QEMU migrates to QEMU under two-way traffic of numbered frames, and no page is lost.
 
 The two memories are compared while both stand still, before the destination goes on. The guest
-looks at its receive rings once a second: what we write into its buffers is ours alone for a while,
-and a page that we don't mark differs.
+looks at its receive rings every two seconds: what we write into its buffers is ours alone for a
+while, and a page that we don't mark differs.
 """
 
 from __future__ import annotations
