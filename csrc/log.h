@@ -33,6 +33,12 @@ struct marker {
     } word[LOG_CACHE_SIZE];
 };
 
+/* Whether an address of ours is in the log. */
+static inline bool log_holds(const struct log *log, const uint8_t *host)
+{
+    return log != NULL && (uintptr_t)host - (uintptr_t)log->word < (log->page_count + 7) / 8;
+}
+
 /* Everything stored before is visible before its bit. */
 static inline void log_flush(struct marker *marker)
 {

@@ -37,7 +37,7 @@ class Port:
 
     @property
     def fault(self) -> str | None:
-        """Which rule the guest broke; its rings are left alone from then on."""
+        """Why its rings are left alone: a sentence."""
 
     @property
     def receivers(self) -> list[Ring]: ...
