@@ -9,9 +9,7 @@
 #ifndef VHOSTFAST_LOG_H
 #define VHOSTFAST_LOG_H
 
-#include <unistd.h>
-
-#include "sync.h"
+#include "bell.h"
 
 struct log {
     uint64_t *word;      /* the first word of the map, offset applied */
@@ -58,11 +56,9 @@ static inline void log_flush(struct marker *marker)
 /* Once a slice. */
 static inline void log_tell(struct log *log)
 {
-    const uint64_t one = 1;
     if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
         return;
-    ssize_t told = write(log->event_fd, &one, sizeof one);
-    (void)told; /* full: it is readable already */
+    bell_ring(log->event_fd);
 }
 
 static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)

@@ -29,6 +29,7 @@ enum limit {
         REGION_COUNT_MAX, /* the spans of one packet, however cut */
     LOG_PAGE_SHIFT = 12,  /* VHOST_LOG_PAGE: 4096 bytes, whatever the host's page size */
     LOG_CACHE_SIZE = 32,  /* 64-page words gathered before they are or'ed into the log */
+    BELL_EVENT_COUNT = 256, /* signals whose completion nobody has looked at yet */
     CACHE_LINE = 64,
 };
 

@@ -14,6 +14,7 @@ LEVELS: Final[tuple[str, ...]]
 COUNTERS: Final[tuple[str, ...]]
 EVENTS: Final[tuple[str, ...]]
 SPIN_SECONDS: Final[float]
+CALLS_NEVER_WAIT: Final[bool]  # no peer can hold up who signals it; False: no asynchronous I/O here
 
 def levels() -> tuple[str, ...]:
     """The instruction-set levels that this CPU has, best first."""

@@ -70,6 +70,7 @@ cdef extern from "worker.h" nogil:
         counters counters[0]
     void burst_init(burst *burst, fabric *fabric)
     void guard_install()
+    bint bell_install()
     void inject(burst *burst, port *sender, const uint8_t *frame, uint32_t size)
     ctypedef uint32_t (*burst_function)(burst *, source *)
     struct worker:
@@ -115,6 +116,7 @@ COUNTERS = (  # enum counter
 EVENTS = ("connections", "connections_refused", "messages_refused", "faults", "log_pages_missed")
 assert len(COUNTERS) == COUNTER_COUNT
 assert len(LEVELS) == LEVEL_COUNT
+CALLS_NEVER_WAIT = bell_install()
 
 SPIN_SECONDS = 50e-6
 

@@ -27,6 +27,7 @@ cdef extern from "guard.h" nogil:
         const void *owner
 
     void guard_install()
+    bint bell_install()
     bint guard_run(guard *guard, void (*body)(void *) noexcept, void *argument)
 
 cdef struct marking:
@@ -52,6 +53,9 @@ cdef void mark_body(void *argument) noexcept nogil:
     cdef marking *it = <marking *>argument
     log_mark(&it.marker, it.gpa, it.size)
     log_flush(&it.marker)
+
+
+bell_install()
 
 
 cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):

@@ -35,6 +35,7 @@ cdef extern from "device.h" nogil:
         burst burst
 
     void guard_install()
+    bint bell_install()
     void burst_init(burst *burst, void *fabric)
     void ring_call(ring *ring)
     bint ring_start(ring *ring)
@@ -59,6 +60,7 @@ FAULTS = (  # enum fault, as sentences
     "the migration log is gone: its file was cut short",
 )
 assert len(FAULTS) == FAULT_COUNT
+bell_install()
 
 
 @cython.final
