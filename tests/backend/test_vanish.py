@@ -58,7 +58,7 @@ RINGS, BUFFERS = (0, 0x10000), (0x100000, 0x100000)  # regions, each with a file
 
 def hostile(host: Host, **options: object) -> Vm:
     """A front-end whose rings and buffers are in files of their own."""
-    memory = GuestMemory((RINGS, BUFFERS), separate=True)
+    memory = GuestMemory((RINGS, BUFFERS), separate=True, sealed=False)
     vm = host.vm(HOSTILE, memory=memory, start=False, **options)
     vm.start(fill=False)
     memory.position = BUFFERS[0]
@@ -165,7 +165,7 @@ def test_a_sender_vanishes_in_traffic(
 def test_who_waits_for_a_receiver_that_vanishes_waits_no_longer(mode: str) -> None:
     """In a patch a full receiver holds its sender up; once it has gone, frames are dropped."""
     with Host("patch", mode=mode) as host:
-        memory = GuestMemory((RINGS, BUFFERS), separate=True)
+        memory = GuestMemory((RINGS, BUFFERS), separate=True, sealed=False)
         a, c = host.vm(0), host.vm(1, memory=memory, start=False)
         c.start(fill=False)
         a.send(frame(number) for number in range(40))

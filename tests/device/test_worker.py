@@ -240,7 +240,8 @@ def test_a_guest_that_breaks_its_ring_is_given_up(ring):
 @pytest.mark.parametrize("region", [0, 1], ids=["rings", "buffers"])
 def test_a_guest_whose_memory_vanishes_is_given_up(ring, region):
     with station(Echo()) as here:
-        memory = GuestMemory(((0, 0x10000), (0x100000, 0x100000)), separate=True)
+        regions = ((0, 0x10000), (0x100000, 0x100000))
+        memory = GuestMemory(regions, separate=True, sealed=False)
         vm = here.vm(memory=memory, start=False)
         vm.start(fill=False)
         memory.position = 0x100000

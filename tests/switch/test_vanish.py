@@ -22,7 +22,7 @@ BACK_S = 4.0  # within which a port that was closed is promised to be usable aga
 
 @contextmanager
 def front_end(path: Path) -> Iterator[Frontend]:
-    with GuestMemory(MEMORY) as memory, Frontend(path, memory) as frontend:
+    with GuestMemory(MEMORY, sealed=False) as memory, Frontend(path, memory) as frontend:
         frontend.start()
         yield frontend
 
