@@ -75,6 +75,8 @@ ALWAYS_INLINE void or_u64(uint64_t *at, uint64_t bits)
     __atomic_fetch_or(at, bits, __ATOMIC_RELAXED);
 }
 ALWAYS_INLINE void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+/* Order for a signal handler of this thread: no instruction. */
+ALWAYS_INLINE void fence_signal(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 /* A descriptor, each half loaded once. An indirect table may stand at any address. */
 ALWAYS_INLINE struct vring_desc load_once_desc(const struct vring_desc *at)

@@ -55,7 +55,7 @@ class _Late(World):
 
 class _LateWriter(_Late):
     def _late(self, memory: GuestMemory) -> None:
-        memory.view(NOBODYS, 1)[0] += 1
+        memory.write(NOBODYS, memory.read(NOBODYS, 1) + 1)
 
 
 class _LateMarker(_Late):

@@ -171,7 +171,7 @@ def test_banned_words(pattern, where, except_in, why):
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 1800, files("csrc/*.h")),
+    ("csrc", 2300, files("csrc/*.h")),
     ("Cython", 1000, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

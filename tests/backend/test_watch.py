@@ -33,7 +33,7 @@ def write_unmarked(host: Host, gpa: int = FORGOTTEN, size: int = 1) -> None:
     """Through the map of port 1, in whose place a path of ours would have forgotten to mark."""
     with host.workers.paused():
         memory = next(iter(host.ports[1].port.rings.values())).memory
-        memory.view(gpa, size)[:] = 0  # what was there already: only the kernel can tell
+        memory.write(gpa, bytes(size))  # what was there already: only the kernel can tell
 
 
 def judgements(caplog) -> list[str]:
@@ -206,8 +206,8 @@ def test_regions_that_begin_amid_a_page(shift):
         (region,) = memory.regions
         mapped = GuestMemory([(region.gpa + shift, 0x2000, 0, region.mmap_offset, memory.fds[0])])
         record = Record(mapped)
-        mapped.view(region.gpa + shift, 1)[:] = 1
-        mapped.view(region.gpa + shift + 0x1FFF, 1)[:] = 1
+        mapped.write(region.gpa + shift, b"\1")
+        mapped.write(region.gpa + shift + 0x1FFF, b"\1")
         spans = [tuple(span) for span in np.transpose(record.take()).tolist()]
         assert spans == ([(1, 1), (3, 3)] if shift == 0 else [(1, 2), (3, 3)])
         record.close()

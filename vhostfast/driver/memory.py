@@ -8,6 +8,7 @@ and the back-end, which maps each region on its own, has to cope. The UVAs that 
 the addresses of our own map: a back-end that relied on that would be caught.
 """
 
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,8 @@ class GuestMemory:
     nothing is one piece across a cut. `hugepages` takes 2 MiB pages. `uva_offset` is added to a
     GPA to make the UVA that the back-end is told; 0 does as DPDK's virtio-user. With `apart`
     whatever is taken has its pages to itself and begins so many bytes into the first of them, so
-    that a page tells who wrote it.
+    that a page tells who wrote it. The files are `sealed`, as QEMU's memfds are: nobody, and so no
+    back-end, can cut them short.
 
     `regions` (Region payloads), `fds` (one a region, this object's) and `table` are what
     SET_MEM_TABLE tells (vhost-user "Memory regions description"). Views keep the map alive, so
@@ -59,9 +61,11 @@ class GuestMemory:
         uva_offset: int = UVA_OFFSET,
         separate: bool = False,
         apart: int | None = None,
+        sealed: bool = True,
     ) -> None:
         self._apart = apart
         self._hugepages = hugepages
+        self._sealed = sealed
         self._runs: list[_Run] = []
         self._files: list[int] = []
         self.regions: tuple[Region, ...] = ()
@@ -90,10 +94,13 @@ class GuestMemory:
             self._runs.append(_Run(gpa, data[place:end], whole))
 
     def _open(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB | os.MFD_HUGE_2MB if self._hugepages else 0)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        flags |= os.MFD_HUGETLB | os.MFD_HUGE_2MB if self._hugepages else 0
         fd = os.memfd_create("guest-memory", flags)
         self._files.append(fd)
         os.ftruncate(fd, size)
+        if self._sealed:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         try:
             # Populated, so that no first touch falls into somebody's measurement.
             mapping = Mapping(fd, size, populate=self._hugepages)
