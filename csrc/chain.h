@@ -96,7 +96,7 @@ static inline void cursor_write(struct cursor *to, struct marker *marker, const 
     while (size > 0) {
         uint64_t reach = cursor_reach(to);
         uint32_t part = size < reach ? size : (uint32_t)reach;
-        copy_bytes(to->span->host + to->offset, next, part, 16);
+        copy_bytes(to->span->host + to->offset, next, part, 16); /* step: bytes */
         log_mark(marker, to->span->gpa + to->offset, part);
         to->offset += part;
         next += part;
@@ -114,6 +114,7 @@ ALWAYS_INLINE void cursor_copy(struct cursor *to, struct marker *marker, struct 
         uint64_t part = room < reach ? room : reach;
         if (part > size)
             part = size;
+        /* step: bytes */
         copy_bytes(to->span->host + to->offset, from->span->host + from->offset, (uint32_t)part,
                    width);
         log_mark(marker, to->span->gpa + to->offset, part);

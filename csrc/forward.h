@@ -341,6 +341,7 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
         if (unlikely(*(const volatile u64_any *)sent[i].host & NET_HEADER_OFFLOADS))
             break;
         store_net_header(room[i].host, header_size);
+        /* step: bytes */
         copy_bytes(room[i].host + header_size, sent[i].host + skip, size, width);
         log_mark(&to->marker, room[i].gpa, header_size + size);
         split_push(to, room[i].head, header_size + size);

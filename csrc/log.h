@@ -1,5 +1,6 @@
 /* The migration log: a bit a 4 KiB page of guest memory, from GPA 0, shared with the front-end
- * (vhost-user, Migration).
+ * (vhost-user, Migration). "step:" names a step of the model that proves the order: tests/order.py,
+ * docs/migration.md.
  *
  * The front-end takes a word by exchange with zero and copies its pages later, so a bit promises
  * that the bytes are visible already:   bytes -> full fence -> bit -> used.idx.   Bits are gathered
@@ -9,6 +10,8 @@
 #ifndef VHOSTFAST_LOG_H
 #define VHOSTFAST_LOG_H
 
+#include <unistd.h>
+
 #include "sync.h"
 
 struct log {
@@ -16,6 +19,9 @@ struct log {
     uint64_t page_count; /* pages that it covers */
     uint64_t beyond; /* marks past its end: made impossible when it was checked, so each is a bug of
                         ours */
+    uint64_t *marked; /* every bit that we have set, for a witness to compare; NULL: nobody does */
+    int event_fd;     /* told when bits were set (SET_LOG_FD); -1: nobody is */
+    uint32_t news;    /* bits were set since it was told */
 };
 
 /* A ring's own gathering place. */
@@ -33,10 +39,25 @@ static inline void log_flush(struct marker *marker)
 {
     if (marker->count == 0)
         return;
-    fence_full(); /* E */
+    struct log *log = marker->log;
+    fence_full(); /* E; step: fence */
     for (uint32_t i = 0; i < marker->count; i++)
-        or_u64(&marker->log->word[marker->word[i].index], marker->word[i].bits);
+        or_u64(&log->word[marker->word[i].index], marker->word[i].bits); /* step: bit */
+    for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
+        or_u64(&log->marked[marker->word[i].index], marker->word[i].bits); /* step: bit */
+    if (log->event_fd >= 0)
+        store_once_u32(&log->news, 1);
     marker->count = 0;
+}
+
+/* Once a slice. */
+static inline void log_tell(struct log *log)
+{
+    const uint64_t one = 1;
+    if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
+        return;
+    ssize_t told = write(log->event_fd, &one, sizeof one);
+    (void)told; /* full: it is readable already */
 }
 
 static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)
@@ -69,6 +90,7 @@ static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
         uint64_t index = page / 64;
         uint64_t from = page % 64;
         uint64_t to = last / 64 == index ? last % 64 : 63;
+        /* step: gather */
         log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
         page = (index + 1) * 64;
     }

@@ -33,6 +33,7 @@ struct port {
     uint32_t receiver_count;
     struct ring *receiver[PAIR_COUNT_MAX]; /* receive rings that run, in order */
     struct port *peer;                     /* patch: where everything goes */
+    struct log *log;                       /* of its rings, if there is one */
     uint32_t fault; /* enum fault; written by a worker, which then tells event_fd */
     int event_fd;
 };
@@ -42,6 +43,7 @@ struct fabric {
     uint32_t port_count;
     struct port *port[PORT_COUNT_MAX];     /* those that are there */
     struct port *by_index[PORT_COUNT_MAX]; /* NULL where none is */
+    bool tells_logs;                       /* a port's log has an eventfd */
     struct fdb fdb;
 };
 

@@ -26,7 +26,7 @@ ALWAYS_INLINE int split_waiting(struct ring *ring, uint32_t wanted)
 {
     uint16_t waiting = (uint16_t)(ring->avail_seen - ring->last_avail);
     if (waiting < wanted) {
-        ring->avail_seen = load_acquire_u16(&ring->avail->idx); /* A */
+        ring->avail_seen = load_acquire_u16(&ring->avail->idx); /* A; step: pop */
         waiting = (uint16_t)(ring->avail_seen - ring->last_avail);
     }
     if (unlikely(waiting > ring->size))
@@ -122,6 +122,7 @@ ALWAYS_INLINE void split_rewind(struct ring *ring, uint32_t count)
 
 ALWAYS_INLINE void split_push(struct ring *ring, uint32_t head, uint32_t size)
 {
+    /* step: element */
     store_once_used(&ring->used->ring[ring->used_next & (ring->size - 1)], head, size);
     ring->used_next++;
 }
@@ -130,7 +131,7 @@ ALWAYS_INLINE void split_push(struct ring *ring, uint32_t head, uint32_t size)
 static inline void split_mark_used(struct ring *ring, uint64_t offset, uint64_t size)
 {
     if (ring->marks_used)
-        log_mark(&ring->marker, ring->used_log + offset, size);
+        log_mark(&ring->marker, ring->used_log + offset, size); /* step: gather used */
 }
 
 /* A guest that offers without waiting for what it gets back can have more pushed than it has room
@@ -154,7 +155,7 @@ static inline bool split_publish(struct ring *ring)
     if (ring->used_next == ring->used_published)
         return false;
     log_flush(&ring->marker);
-    store_release_u16(&ring->used->idx, ring->used_next); /* B */
+    store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
     if (unlikely(ring->marker.log != NULL)) {
         split_mark_elements(ring, ring->used_published, ring->used_next);
         log_flush(&ring->marker);
@@ -184,11 +185,12 @@ static inline void split_store_kicks(struct ring *ring, bool wanted)
     ring->kicks_wanted = wanted;
     if (ring->event_idx) {
         uint16_t event = wanted ? ring->avail_seen : (uint16_t)(ring->last_avail - 1);
-        store_once_u16(split_avail_event(ring), event);
+        store_once_u16(split_avail_event(ring), event); /* step: kicks */
         split_mark_used(ring,
                         SPLIT_USED_RING + (uint64_t)ring->size * sizeof(struct vring_used_element),
                         sizeof event);
     } else {
+        /* step: kicks */
         store_once_u16(&ring->used->flags, wanted ? 0 : VRING_USED_NO_NOTIFY);
         split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));
     }
@@ -222,7 +224,7 @@ static inline void split_start(struct ring *ring)
         ring->used_tested = index;
     ring->tested = false;
     ring->fault = FAULT_NONE;
-    store_once_u16(&ring->used->flags, 0);
+    store_once_u16(&ring->used->flags, 0); /* step: kicks */
     split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));
     split_store_kicks(ring, false);
 }

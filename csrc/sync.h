@@ -65,6 +65,10 @@ ALWAYS_INLINE uint32_t exchange_acquire_u32(uint32_t *at, uint32_t value)
 {
     return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
 }
+ALWAYS_INLINE uint64_t exchange_acquire_u64(uint64_t *at, uint64_t value)
+{
+    return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
+}
 
 ALWAYS_INLINE void or_u64(uint64_t *at, uint64_t bits)
 {

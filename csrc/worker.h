@@ -63,7 +63,7 @@ static inline void worker_tell(struct worker *worker, enum worker_word word)
 static inline bool worker_rest(struct worker *worker)
 {
     pthread_mutex_lock(&worker->mutex);
-    worker->resting = true;
+    worker->resting = true; /* step: answer */
     pthread_cond_broadcast(&worker->changed);
     while (worker->word == WORKER_REST)
         pthread_cond_wait(&worker->changed, &worker->mutex);
@@ -102,10 +102,20 @@ static inline bool worker_want_kicks(struct worker *worker, bool wanted)
     return more;
 }
 
+/* At the end of a slice: who wants to know that there are bits in a log. */
+static inline void worker_tell_logs(struct worker *worker)
+{
+    const struct fabric *fabric = worker->burst.fabric;
+    for (uint32_t i = 0; fabric->tells_logs && i < fabric->port_count; i++)
+        log_tell(fabric->port[i]->log);
+}
+
 static inline void worker_sleep(struct worker *worker)
 {
     struct epoll_event event[16];
-    if (!worker_want_kicks(worker, true) && load_acquire_u32(&worker->word) == WORKER_GO) {
+    bool more = worker_want_kicks(worker, true);
+    worker_tell_logs(worker);
+    if (!more && load_acquire_u32(&worker->word) == WORKER_GO) {
         worker->sleeps++;
         epoll_wait(worker->epoll_fd, event, 16, -1);
     }
@@ -127,6 +137,7 @@ static inline uint32_t worker_turn(struct worker *worker)
         worker->busy_cycles += cycle_count() - begin;
         worker->packets += moved;
     }
+    worker_tell_logs(worker);
     return moved;
 }
 

@@ -173,7 +173,7 @@ def test_banned_words(pattern, where, except_in, why):
 BUDGETS = [
     ("csrc", 1800, files("csrc/*.h")),
     ("Cython", 1000, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 1700, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {"driver.pyx", "driver.pxd", "traffic.pyx"}  # a front-end: with tests and bench

@@ -23,7 +23,7 @@ class ProtocolError(VhostfastError):
         return f"{self.request}: {self.field} is {self.value}, must be {self.limit}"
 
 
-class Disconnected(VhostfastError, EOFError):
+class Disconnected(VhostfastError):
     """The peer has closed the socket, or the connection was reset."""
 
 

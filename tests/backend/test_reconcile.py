@@ -16,7 +16,6 @@ from vhostfast.driver.frontend import FEATURES
 from vhostfast.protocol.features import VirtioFeature
 from vhostfast.protocol.message import (
     U64,
-    LogBase,
     MemoryTable,
     Region,
     Request,
@@ -404,48 +403,3 @@ def test_rings_without_call_and_without_kick(mode):
             eventually(lambda: a.receiver().ring.used["idx"] > number)  # noqa: B023
         assert len(a.received()) == 20
         assert not any(readable(vring.call_fd) for vring in a.frontend.rings)
-
-
-# --- The migration log
-
-
-def test_with_log_all_a_ring_waits_for_the_log_and_marks_it():
-    with Host() as host:
-        a, b = host.vm(0), host.vm(1, features=FEATURES | VirtioFeature.LOG_ALL, fill=False)
-        assert not host.ports[1].port.rings
-        b.post(32)
-        fd, size = os.memfd_create("log"), 4096
-        os.ftruncate(fd, 2 * size)
-        b.frontend.request(Request.SET_LOG_BASE, LogBase(size, size), [fd])
-        assert set(host.ports[1].port.rings) == {0, 1}
-        a.send(FRAMES[:1])
-        assert b.receive(1) == FRAMES[:1]
-        log = os.pread(fd, 2 * size, 0)
-        assert not any(log[:size])
-        page = b.memory.regions[-1].gpa // 4096
-        assert any(log[size + page // 8 :]), "the buffer's page is not marked"
-        for vring in b.frontend.rings:
-            b.frontend.stop_ring(vring)
-        os.close(fd)
-
-
-def test_the_log_comes_and_goes_while_rings_run():
-    with Host() as host:
-        a, b = host.vm(0), host.vm(1)
-        fd, size = os.memfd_create("log"), 4096
-        os.ftruncate(fd, size)
-        features = b.frontend.features
-        b.frontend.request(Request.SET_LOG_BASE, LogBase(size, 0), [fd])
-        for vring in b.frontend.rings:
-            addr = vring.addresses(log=True)
-            b.frontend.request(Request.SET_VRING_ADDR, addr, ack=True)
-        b.frontend.request(Request.SET_FEATURES, U64(features | VirtioFeature.LOG_ALL), ack=True)
-        assert carry(a, b, FRAMES) == FRAMES
-        marked = os.pread(fd, size, 0)
-        used_page = b.receiver().used_gpa // 4096
-        assert marked[used_page // 8] >> used_page % 8 & 1
-        b.frontend.request(Request.SET_FEATURES, U64(features), ack=True)
-        os.pwrite(fd, bytes(size), 0)
-        assert carry(a, b, FRAMES) == FRAMES
-        assert not any(os.pread(fd, size, 0))
-        os.close(fd)

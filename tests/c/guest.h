@@ -60,7 +60,9 @@ static inline void guest_publish(struct guest *guest)
 /* A log of `pages` pages that ends where it ends, as far as words allow. */
 static inline struct log guest_log(uint64_t pages)
 {
-    return (struct log){.word = (uint64_t *)guarded((pages + 63) / 64 * 8), .page_count = pages};
+    return (struct log){.word = (uint64_t *)guarded((pages + 63) / 64 * 8),
+                        .page_count = pages,
+                        .event_fd = -1};
 }
 
 static inline bool log_has(const struct log *log, uint64_t page)

@@ -1,16 +1,23 @@
 """`vhostfast switch` from outside: a process, its sockets, signals, sentences and exit codes."""
 
+import errno
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import forbid
 import pytest
-from daemon import daemon, ports, run, wait_for, wait_listening
+from daemon import COMMAND, daemon, ports, run, wait_for, wait_listening
 
+from vhostfast.core.witness import SYS_USERFAULTFD
+
+USERFAULTFD = SYS_USERFAULTFD[os.uname().machine]
 SOCKETS_S = 0.5  # what the README promises, on a machine at rest
 END_S = 1.0
 BUSY = 4  # how much longer a machine that runs other tests may take
@@ -172,3 +179,16 @@ def test_options_that_do_not_exist(options: list[str], says: str) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert says in done.stderr
+
+
+def test_a_witness_needs_the_kernel_s_record(tmp_path: Path) -> None:
+    """Said at the start, not amid a migration."""
+    refusing = [sys.executable, forbid.__file__, str(USERFAULTFD), str(errno.ENOSYS)]
+    switch = [*COMMAND, *ports(tmp_path / "s"), "--witness"]
+    ended = subprocess.run([*refusing, *switch], capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    assert re.search(r"^vhostfast: Linux .* keeps no record of written pages", ended.stderr, re.M)
+    assert os.listdir(tmp_path) == []
+    with daemon(*switch[len(COMMAND) :], "--json") as running:
+        wait_for(tmp_path / "s")
+        assert running.summary()["ports"]["vm0"]["log_pages_missed"] == 0

@@ -56,7 +56,7 @@ void start(struct back_end *back_end, uint32_t size, void *desc, void *avail, vo
 void set_log(struct back_end *back_end, uint64_t *word, uint64_t pages, bool marks_used,
              uint64_t used_log)
 {
-    back_end->log = (struct log){.word = word, .page_count = pages};
+    back_end->log = (struct log){.word = word, .page_count = pages, .event_fd = -1};
     back_end->ring.marker.log = &back_end->log;
     back_end->ring.marks_used = marks_used;
     back_end->ring.used_log = used_log;

@@ -117,3 +117,18 @@ def test_a_page_beyond_the_log_is_counted_and_harms_nothing(yard):
     guest.post(200)
     assert guest.rings[0].send([FRAME]) == 1
     assert log.beyond == 2  # the header and the frame
+
+
+def test_what_was_sent_before_a_packet_that_is_none_is_published_and_marked(yard):
+    guest = yard.guests[0]
+    fd = os.memfd_create("log")
+    os.ftruncate(fd, mmap.PAGESIZE)
+    guest.rings[0].set_log(Log(fd, mmap.PAGESIZE, 0), guest.rx.used_gpa)
+    guest.post(100)
+    with pytest.raises(TypeError):
+        guest.rings[0].send([bytearray(60), object()])
+    assert guest.received() == [bytes(60)]
+    assert any(os.pread(fd, mmap.PAGESIZE, 0))
+    guest.rings[0].set_log(None, None)
+    guest.rings[0].want_kicks(True)  # nothing is left to be marked
+    os.close(fd)

@@ -1,5 +1,6 @@
 """NetDevice as its users meet it: on a socket, from any thread, until a signal."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 import dpkt
 import numpy as np
 import pytest
-from host import PATIENCE_S, Loop, Vm, carry, eventually, frame, number_of
+from host import PATIENCE_S, Loop, Vm, carry, eventually, frame, number_of, readable
+from logfile import LogFile
 
 import vhostfast
 from vhostfast.device.net import BACKLOG_MAX, NetDevice, Packet, serve_device
 from vhostfast.errors import EnvironmentLacks
+from vhostfast.protocol.message import Request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ping_me.py"
 FRAMES = [frame(i) for i in range(300)]
@@ -64,6 +67,31 @@ def test_one_front_end_after_the_other(tmp_path):
 def test_client(tmp_path):
     with serving(Echo(), tmp_path / "s", client=True), guest(tmp_path / "s", server=True) as vm:
         assert carry(vm, vm, FRAMES) == FRAMES
+
+
+def test_a_guest_with_a_device_in_python_migrates(tmp_path):
+    """All that the device's answers write is marked, as the kernel confirms."""
+    device = Echo()
+    event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    with (
+        serving(device, tmp_path / "s", witness=True),
+        guest(tmp_path / "s") as vm,
+        LogFile() as log,
+    ):
+        vm.frontend.request(Request.SET_LOG_FD, fds=[event_fd], ack=True)
+        assert carry(vm, vm, FRAMES) == FRAMES
+        log.begin(vm.frontend)
+        assert carry(vm, vm, FRAMES) == FRAMES
+        assert readable(event_fd, PATIENCE_S)
+        for vring in vm.frontend.rings:
+            vm.frontend.stop_ring(vring)
+        memory, bits = vm.picture(), log.bytes()
+        device.send([array(FRAMES[0])])
+        eventually(lambda: device.backlog)
+        assert (vm.picture(), log.bytes()) == (memory, bits)
+        assert len(log.pages()) > 10
+        assert device.counters["log_pages_missed"] == 0
+    os.close(event_fd)
 
 
 def test_mode_of_the_socket(tmp_path):

@@ -5,17 +5,18 @@ can't find any.
 """
 
 import os
+from typing import Any
 
 from vhostfast.backend import reconcile
 from vhostfast.cli.main import main
 from vhostfast.core.memory import Log
 
 
-def log_of_our_own(_fd: int, size: int, offset: int) -> Log:
+def log_of_our_own(_fd: int, size: int, offset: int, **options: Any) -> Log:
     own = os.memfd_create("thrown-away")
     try:
         os.truncate(own, offset + size)
-        return Log(own, size, offset)
+        return Log(own, size, offset, **options)
     finally:
         os.close(own)
 

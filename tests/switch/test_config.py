@@ -78,10 +78,12 @@ def test_options_are_read_and_defaults_hold() -> None:
             "socket-mode": "0660",
             "socket-group": "kvm",
             "log-level": "debug",
+            "witness": True,
         }
     )
     assert (config.forward, config.mode, config.cpus) == ("loopback", "poll", (0, 3))
     assert (config.socket_mode, config.socket_group, config.log_level) == (0o660, "kvm", "debug")
+    assert config.witness
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,7 @@ def test_options_are_read_and_defaults_hold() -> None:
         ("socket-mode", "04755", "give three octal digits"),
         ("socket-mode", 600, "give three octal digits"),
         ("socket-group", "", "give a name"),
+        ("witness", "yes", "--witness is 'yes': say true or false"),
         ("port", "text", "give a list of texts"),
         ("port", [1], "give a list of texts"),
         ("colour", "red", "--colour: there is no such key: use port, forward"),

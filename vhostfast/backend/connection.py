@@ -38,9 +38,6 @@ class Backend(Dataplane, Protocol):
     def event_fd(self) -> int:
         """Readable once there is a fault."""
 
-    def count(self, event: str) -> None:
-        """One more of a named event."""
-
     def announce(self, mac: bytes) -> None:
         """The guest with this address is behind this port now (SEND_RARP)."""
 
@@ -49,13 +46,18 @@ class Backend(Dataplane, Protocol):
 
 
 class Connection:
-    """Serves the front-end on `sock`, which it owns. Must be made in a running event loop."""
+    """Serves the front-end on `sock`, which it owns. Must be made in a running event loop.
 
-    def __init__(self, sock: socket.socket, backend: Backend, offer: Offer) -> None:
+    `witness`: hold the kernel's record of written pages against the log of each migration.
+    """
+
+    def __init__(
+        self, sock: socket.socket, backend: Backend, offer: Offer, *, witness: bool = False
+    ) -> None:
         self.backend = backend
         self.session = Session(offer)
         self._channel = Channel(sock)
-        self._world = World(backend)
+        self._world = World(backend, witness=witness)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._look: asyncio.TimerHandle | None = None

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from vhostfast.backend.watch import Span, Watch
 from vhostfast.core.memory import GuestMemory, Log
 from vhostfast.core.ring import Ring
 from vhostfast.protocol.features import VirtioFeature
@@ -39,6 +40,9 @@ class Dataplane(Protocol):
 
     def detach(self, ring: Ring) -> None:
         """No more."""
+
+    def count(self, event: str, amount: int = 1) -> None:
+        """So many more of a named event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,11 @@ def shape_of(session: Session, vring: Vring, addr: VringAddr) -> Shape:
 
 
 class World:
-    """The maps and running rings of one connection."""
+    """The maps and running rings of one connection; with `witness` its migrations are watched."""
 
-    def __init__(self, dataplane: Dataplane) -> None:
+    def __init__(self, dataplane: Dataplane, *, witness: bool = False) -> None:
         self.dataplane = dataplane
+        self._watch = Watch(dataplane.name, dataplane.count) if witness else None
         self._memory: tuple[object, GuestMemory | None] = ((), None)
         self._log: tuple[object, Log | None] = (None, None)
         self._rings: dict[int, tuple[Shape, Ring]] = {}
@@ -87,7 +92,7 @@ class World:
     def reconcile(self, session: Session) -> None:
         """Make it so. Idempotent. Raises ProtocolError for memory that can't be mapped or a ring
         that doesn't lie in it; the connection then has to end."""
-        _old = self._memory, self._log  # what is old is unmapped when we return, not in the pause
+        old = self._memory, self._log  # unmapped when we return, not in the pause
         memory = self._map_memory(session)
         log = self._map_log(session)
         wanted = {
@@ -95,12 +100,17 @@ class World:
             for index, vring in session.vrings.items()
             if vring.addr is not None and session.wants_running(vring)
         }
-        if self._matches(wanted, memory, log):
+        if log is old[1][1] and self._matches(wanted, memory, log):
             return
+        if self._watch is not None:
+            unlogged = (_unlogged(session, vring) for _, vring in wanted.values())
+            self._watch.prepare(memory, log, frozenset(filter(None, unlogged)))
         with self.dataplane.paused():
             for index, (shape, _) in list(self._rings.items()):
                 if index not in wanted or wanted[index][0] != shape:
                     self._stop(session.vrings.get(index), index)
+            if self._watch is not None:
+                self._watch.swap()
             for index, (shape, vring) in wanted.items():
                 if index in self._rings:
                     self._update(vring, self._rings[index][1], memory, log)
@@ -113,6 +123,8 @@ class World:
             with self.dataplane.paused():
                 for index in list(self._rings):
                     self._stop(None, index)
+        if self._watch is not None:
+            self._watch.close()
         self._memory = ((), None)
         self._log = (None, None)
 
@@ -127,10 +139,16 @@ class World:
         return self._memory[1]
 
     def _map_log(self, session: Session) -> Log | None:
-        log = session.log
-        identity = None if log is None else (_file(log.fd), log.size, log.offset)
+        log, event_fd = session.log, -1 if session.log_fd is None else session.log_fd
+        new: Log | None = None
+        identity = None if log is None else (_file(log.fd), log.size, log.offset, event_fd)
         if identity != self._log[0]:
-            self._log = (identity, None if log is None else Log(log.fd, log.size, log.offset))
+            witness = self._watch is not None
+            if log is not None:
+                new = Log(log.fd, log.size, log.offset, event_fd=event_fd, witness=witness)
+            self._log = (identity, new)
+            what = f"covers {new.page_count} pages" if new else "is dropped"
+            logger.info("%s: the migration log %s", self.dataplane.name, what)
         return self._log[1]
 
     # --- Rings ------------------------------------------------------------------------------------
@@ -184,6 +202,17 @@ def _settings(
     marked = log is not None and vring.addr is not None and vring.addr.flags & VringAddr.F_LOG
     used_log = vring.addr.log if marked and vring.addr is not None else None
     return (-1 if vring.call is None else vring.call, memory, log, used_log)
+
+
+def _unlogged(session: Session, vring: Vring) -> Span | None:
+    """Where the used ring is (gpa, bytes), unless it is marked there."""
+    addr = vring.addr
+    _, _, (used, size) = vring.areas()
+    for region, _ in session.regions:
+        if addr is not None and region.holds(used, size):
+            gpa = region.gpa + used - region.uva
+            return None if addr.flags & VringAddr.F_LOG and addr.log == gpa else (gpa, size)
+    return None
 
 
 def _actual(ring: Ring) -> tuple[int, GuestMemory | None, Log | None, int | None]:

@@ -46,6 +46,9 @@ def switch(
         Path | None,
         typer.Option(metavar="FILE", help="TOML with the same keys; options given here win."),
     ] = None,
+    witness: Annotated[
+        bool | None, typer.Option("--witness", help="Let the kernel check each migration's log.")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="debug|info|warning|error", help="Default info.")
     ] = None,
@@ -68,6 +71,7 @@ def switch(
         "cpus": cpus,
         "socket-mode": socket_mode,
         "socket-group": socket_group,
+        "witness": witness,
         "log-level": log_level,
     }
     given = {key: value for key, value in options.items() if value is not None}

@@ -18,6 +18,9 @@ class Mapping:
     def array(self) -> NDArray[np.uint8]:
         """The mapped bytes, writable, shape (size,)."""
 
+def take_words(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What stood in `words`, shape (n,), each exchanged with zero in one step, without the GIL."""
+
 @final
 class DriverRing:
     """The driver's half of one split ring of `size` entries (virtio 1.3, 2.7).

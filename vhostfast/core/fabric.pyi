@@ -50,8 +50,8 @@ class Port:
     def reset(self) -> None:
         """Forget fault and learned addresses. Raises RuntimeError while rings are attached."""
 
-    def count(self, event: str) -> None:
-        """One more of EVENTS. Raises KeyError for another name."""
+    def count(self, event: str, amount: int = 1) -> None:
+        """So many more of EVENTS. Raises KeyError for another name."""
 
     def counters(self) -> dict[str, int]:
         """COUNTERS and EVENTS: packets, and bytes of Ethernet frames without virtio header; rx was

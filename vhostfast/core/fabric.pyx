@@ -14,6 +14,7 @@ from posix.unistd cimport close
 import os
 import time
 
+from vhostfast.core.memory cimport log as struct_log
 from vhostfast.core.ring cimport Ring, ring as struct_ring
 from vhostfast.core.ring import FAULTS
 
@@ -47,6 +48,7 @@ cdef extern from "worker.h" nogil:
         uint32_t receiver_count
         struct_ring *receiver[0]
         port *peer
+        struct_log *log
         uint32_t fault
         int event_fd
     struct fabric:
@@ -54,6 +56,7 @@ cdef extern from "worker.h" nogil:
         uint32_t port_count
         port *port[0]
         port *by_index[0]
+        bint tells_logs
         fdb fdb
     struct source:
         struct_ring *ring
@@ -106,7 +109,7 @@ COUNTERS = (  # enum counter
     "rx_packets", "rx_bytes", "rx_dropped_malformed", "rx_dropped_no_receiver", "rx_filtered",
     "tx_packets", "tx_bytes", "tx_dropped_full", "tx_dropped_too_big",
 )
-EVENTS = ("connections", "connections_refused", "messages_refused", "faults")
+EVENTS = ("connections", "connections_refused", "messages_refused", "faults", "log_pages_missed")
 assert len(COUNTERS) == COUNTER_COUNT
 assert len(LEVELS) == LEVEL_COUNT
 
@@ -188,8 +191,8 @@ cdef class Port:
         self.c.fault = 0
         fdb_forget_port(&self.fabric.c.fdb, self.c.index)
 
-    def count(self, str event):
-        self.events[event] += 1
+    def count(self, str event, amount=1):
+        self.events[event] += amount
 
     def counters(self):
         cdef Worker worker
@@ -256,6 +259,7 @@ cdef class Fabric:
         cdef Port port
         cdef Ring ring
         self.c.port_count = 0
+        self.c.tells_logs = False
         for index in range(PORT_COUNT_MAX):
             self.c.by_index[index] = NULL
         for port in self.ports:
@@ -264,6 +268,10 @@ cdef class Fabric:
             peer = self.ports_by_index.get(port.index ^ 1)
             port.c.peer = (<Port>peer).c if peer is not None else NULL
             port.c.receiver_count = 0
+            port.c.log = NULL
+            for ring in port.rings.values():
+                port.c.log = ring.c.marker.log
+                self.c.tells_logs |= port.c.log != NULL and port.c.log.event_fd >= 0
             for ring in port.receivers:
                 port.c.receiver[port.c.receiver_count] = ring.c
                 port.c.receiver_count += 1

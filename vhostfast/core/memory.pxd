@@ -25,11 +25,21 @@ cdef extern from "log.h" nogil:
         uint64_t *word
         uint64_t page_count
         uint64_t beyond
+        uint64_t *marked
+        int event_fd
+
+    struct marker:
+        log *log
+
+    void log_mark(marker *marker, uint64_t gpa, uint64_t size)
+    void log_flush(marker *marker)
+    void log_tell(log *log)
 
 
 cdef struct mapping:
     void *address  # of the map, which begins at a whole page
     size_t size
+    uint64_t page  # bytes of a page of the map
     uint8_t *start  # the byte that was asked for
 
 

@@ -20,6 +20,10 @@ class GuestMemory:
     def regions(self) -> tuple[tuple[int, int, int], ...]:
         """(gpa, size, uva) of each, in order of gpa."""
 
+    @property
+    def maps(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(gpa, size, our address, bytes of a page of the map) of each, in order of gpa."""
+
     def view(self, gpa: int, size: int) -> NDArray[np.uint8]:
         """Guest memory itself, shape (size,): the guest sees what is written and may change what
         is read. It keeps the map alive. Raises ValueError unless it lies in one region."""
@@ -27,9 +31,12 @@ class GuestMemory:
 @final
 class Log:
     """The migration log of SET_LOG_BASE: `size` bytes at `offset` of a file; vhost-user,
-    "Migration". Raises ProtocolError like GuestMemory."""
+    "Migration". `event_fd` is told when bits were set, once a slice (SET_LOG_FD). With `witness` it
+    remembers its marks. Raises ProtocolError like GuestMemory."""
 
-    def __new__(cls, fd: int, size: int, offset: int) -> Log: ...
+    def __new__(
+        cls, fd: int, size: int, offset: int, *, event_fd: int = -1, witness: bool = False
+    ) -> Log: ...
     @property
     def page_count(self) -> int:
         """Pages of 4096 bytes that it covers, from guest address 0."""
@@ -37,3 +44,11 @@ class Log:
     @property
     def beyond(self) -> int:
         """Marks that fell past its end: a bug of ours, each."""
+
+    @property
+    def marked(self) -> NDArray[np.uint8]:
+        """Every bit that we have set, as the log has them, shape (page_count / 8,). Raises
+        ValueError without `witness`."""
+
+    def mark(self, gpa: int, size: int) -> None:
+        """Mark the pages of `size` bytes that have been stored at `gpa`."""

@@ -7,6 +7,7 @@ the fds stay the caller's and may be closed at once.
 cimport cython
 from libc.stdlib cimport calloc, free
 from libc.errno cimport errno
+from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 import os
@@ -33,6 +34,7 @@ cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
                             f"at most the file's size, {status.st_size}")
     cdef uint64_t file_size = status.st_size
     cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
+    result.page = page
     cdef uint64_t first = offset // page * page
     result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
     result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)
@@ -80,6 +82,14 @@ cdef class GuestMemory:
             for i in range(self.table.count)
         )
 
+    @property
+    def maps(self):
+        return tuple(
+            (self.table.region[i].gpa, self.table.region[i].size, <size_t>self.maps[i].start,
+             self.maps[i].page)
+            for i in range(self.map_count)
+        )
+
     def view(self, uint64_t gpa, uint64_t size):
         cdef uint64_t reach = 0
         cdef uint32_t last = 0
@@ -101,12 +111,19 @@ class _View:
 
 @cython.final
 cdef class Log:
-    def __cinit__(self, int fd, uint64_t size, uint64_t offset):
+    def __cinit__(self, int fd, uint64_t size, uint64_t offset, *, int event_fd=-1,
+                  bint witness=False):
         self.map = map_file(fd, offset, size, "SET_LOG_BASE")
         self.c.word = <uint64_t *>self.map.start
         self.c.page_count = size * 8
+        self.c.event_fd = event_fd
+        if witness:
+            self.c.marked = <uint64_t *>calloc((size + 7) // 8, 8)
+            if self.c.marked == NULL:
+                raise MemoryError
 
     def __dealloc__(self):
+        free(self.c.marked)
         if self.map.size != 0:
             munmap(self.map.address, self.map.size)
 
@@ -117,3 +134,17 @@ cdef class Log:
     @property
     def beyond(self):
         return self.c.beyond
+
+    @property
+    def marked(self):
+        if self.c.marked == NULL:
+            raise ValueError("a log without a witness doesn't remember its marks")
+        return np.asarray(_View(self, <size_t>self.c.marked, self.c.page_count // 8))
+
+    def mark(self, uint64_t gpa, uint64_t size):
+        cdef marker marker
+        memset(&marker, 0, sizeof(marker))
+        marker.log = &self.c
+        log_mark(&marker, gpa, size)
+        log_flush(&marker)
+        log_tell(&self.c)

@@ -1,15 +1,12 @@
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
-from vhostfast.core.memory cimport GuestMemory, Log, log, region_table
+from vhostfast.core.memory cimport GuestMemory, Log, log, marker, region_table
 
 
 cdef extern from "ring.h" nogil:
     struct vring_desc
     struct vring_avail
     struct vring_used
-
-    struct marker:
-        log *log
 
     struct ring:
         vring_desc *desc

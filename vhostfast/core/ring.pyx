@@ -11,7 +11,7 @@ from libc.string cimport memset
 
 import numpy as np
 
-from vhostfast.core.memory cimport region, region_of_uva
+from vhostfast.core.memory cimport log_tell, region, region_of_uva
 from vhostfast.errors import ProtocolError
 
 
@@ -188,7 +188,9 @@ cdef class Ring:
     # What a device in Python does with a ring of its own.
 
     def want_kicks(self, bint wanted):
-        return split_want_kicks(self.c, wanted)
+        cdef bint more = split_want_kicks(self.c, wanted)
+        log_tell(self.c.marker.log)
+        return more
 
     cdef int prepare(self) except -1:
         if not self.running:
@@ -220,6 +222,7 @@ cdef class Ring:
                 packets.append(packet)
             split_push(self.c, taken.head, 0)
         ring_complete(self.c)
+        log_tell(self.c.marker.log)
         return packets
 
     def send(self, packets):
@@ -229,16 +232,19 @@ cdef class Ring:
         cdef delivery why
         cdef const uint8_t[::1] bytes_
         self.prepare()
-        for packet in packets:
-            bytes_ = packet
-            whole = self.c.header_size + <uint64_t>bytes_.shape[0]
-            count = take_room(self.hands, self.c, whole, &why)
-            if count == 0:
-                break
-            room = chain_start(&self.hands.room)
-            nethdr_write(&room, &self.c.marker, self.c.header_size, <uint16_t>count)
-            cursor_write(&room, &self.c.marker, &bytes_[0], <uint32_t>bytes_.shape[0])
-            push_room(self.hands, self.c, count, whole)
-            sent += 1
-        ring_complete(self.c)
+        try:
+            for packet in packets:
+                bytes_ = packet
+                whole = self.c.header_size + <uint64_t>bytes_.shape[0]
+                count = take_room(self.hands, self.c, whole, &why)
+                if count == 0:
+                    break
+                room = chain_start(&self.hands.room)
+                nethdr_write(&room, &self.c.marker, self.c.header_size, <uint16_t>count)
+                cursor_write(&room, &self.c.marker, &bytes_[0], <uint32_t>bytes_.shape[0])
+                push_room(self.hands, self.c, count, whole)
+                sent += 1
+        finally:  # whatever a packet turns out to be, those before it are published
+            ring_complete(self.c)
+            log_tell(self.c.marker.log)
         return sent

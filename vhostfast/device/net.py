@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vhostfast.backend.connection import Connection
+from vhostfast.core.witness import Witness
 from vhostfast.device.endpoint import Connector, Listener
 from vhostfast.device.worker import DeviceWorker
 from vhostfast.protocol.features import Offer
@@ -30,6 +31,7 @@ COUNTERS = (
     "connections",
     "messages_refused",
     "faults",
+    "log_pages_missed",
 )
 BACKLOG_MAX = 4096  # packets that wait for the guest's buffers; more are dropped and counted
 
@@ -82,17 +84,26 @@ def _copy(packet: Packet) -> Packet:
 
 
 async def serve_device(
-    device: NetDevice, path: str, *, client: bool = False, mode: int = 0o600
+    device: NetDevice,
+    path: str,
+    *,
+    client: bool = False,
+    mode: int = 0o600,
+    witness: bool = False,
 ) -> None:
     """Offer the device on a unix socket, to one front-end after the other, until cancelled.
 
-    `client`: connect to a socket that the front-end listens on. Raises EnvironmentLacks if the
-    socket can't be made.
+    `client`: connect to a socket that the front-end listens on. `witness`: during a migration
+    the kernel's record of written pages is held against the log; pages that were not marked are
+    named in the log of this process, counted and marked. Raises EnvironmentLacks if the socket
+    can't be made, or the kernel keeps no such record.
     """
+    if witness:
+        Witness(()).close()
     worker = DeviceWorker(os.path.basename(path), device)
 
     async def serve(sock: socket.socket) -> str:
-        return await Connection(sock, worker, Offer.net()).serve()
+        return await Connection(sock, worker, Offer.net(), witness=witness).serve()
 
     try:
         with Connector(worker.name, path) if client else Listener(worker.name, path, mode) as end:
@@ -101,11 +112,19 @@ async def serve_device(
         worker.close()
 
 
-def serve(device: NetDevice, path: str, *, client: bool = False, mode: int = 0o600) -> None:
+def serve(
+    device: NetDevice,
+    path: str,
+    *,
+    client: bool = False,
+    mode: int = 0o600,
+    witness: bool = False,
+) -> None:
     """`serve_device` for a program that does nothing else: until SIGINT or SIGTERM."""
 
     async def main() -> None:
-        task = asyncio.ensure_future(serve_device(device, path, client=client, mode=mode))
+        work = serve_device(device, path, client=client, mode=mode, witness=witness)
+        task = asyncio.ensure_future(work)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         await asyncio.wait([task])

@@ -76,8 +76,8 @@ class DeviceWorker:
         if ring.kick_fd >= 0:
             self._poll.unregister(ring.kick_fd)
 
-    def count(self, event: str) -> None:
-        self._device.counters[event] += 1
+    def count(self, event: str, amount: int = 1) -> None:
+        self._device.counters[event] += amount
 
     def announce(self, mac: bytes) -> None:
         """Nobody is behind this device who would have to learn the address."""

@@ -95,6 +95,13 @@ class Wire:
         header = self._read(HEADER_SIZE)
         return decode_reply(request, header, self._read(parse_header(header).size))
 
+    def answered(self, request: Request) -> bytes:
+        """An answer on whose size implementations disagree. Raises as `receive`."""
+        header = parse_header(self._read(HEADER_SIZE))
+        if header.request != request:
+            raise ProtocolError(request.name, "answered request", header.request, str(int(request)))
+        return self._read(header.size)
+
     def acknowledged(self, request: Request) -> None:
         """Wait for the acknowledgement. Raises ProtocolError if the request was refused."""
         value = getattr(self.receive(request), "value", None)

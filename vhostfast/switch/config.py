@@ -47,6 +47,7 @@ class Config:
     socket_mode: int = 0o600
     socket_group: str | None = None
     log_level: str = "info"
+    witness: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.ports)
@@ -170,6 +171,12 @@ def _ports(value: object) -> tuple[PortSpec, ...]:
     return tuple(parse_port(text) for text in value)
 
 
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Fault("say true or false")
+    return value
+
+
 # The only list of options: key as users spell it -> field of Config, parser.
 OPTIONS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "port": ("ports", _ports),
@@ -178,6 +185,7 @@ OPTIONS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "cpus": ("cpus", _cpus),
     "socket-mode": ("socket_mode", _octal),
     "socket-group": ("socket_group", _text),
+    "witness": ("witness", _switch),
     "log-level": ("log_level", _choice(*LOG_LEVEL)),
 }
 

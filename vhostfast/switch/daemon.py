@@ -47,7 +47,10 @@ class Switch:
         # Not at the top: numpy and the extensions take longer to load than the sockets may.
         from vhostfast.backend.worker import Workers
         from vhostfast.core.fabric import Fabric
+        from vhostfast.core.witness import Witness
 
+        if config.witness:
+            Witness(()).close()
         self._config = config
         self._fabric = Fabric(forward=config.forward)
         self._ports = [self._fabric.add_port(spec.name) for spec in config.ports]
@@ -67,8 +70,10 @@ class Switch:
         from vhostfast.backend.worker import FabricPort
         from vhostfast.protocol.features import Offer
 
+        witness = self._config.witness
+
         def serving(port: FabricPort, offer: Offer) -> Serve:
-            return lambda sock: Connection(sock, port, offer).serve()
+            return lambda sock: Connection(sock, port, offer, witness=witness).serve()
 
         return [
             serving(FabricPort(port, self._workers), Offer.net(spec.queue_pairs))
