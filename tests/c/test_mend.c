@@ -7,7 +7,7 @@
 
 enum {
     SIZE = 64,
-    ROUNDS = 1200,
+    ROUNDS = 800,
     TURNS = 6,
     FRAMES = 40,
     FRAME = 900, /* two buffers of a mergeable ring */
