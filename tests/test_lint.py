@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 EXTENSIONS = [f"vhostfast.core.{path.stem}" for path in sorted(ROOT.glob("vhostfast/core/*.pyi"))]
 # Headers that no other header includes: the rest is checked with them.
-HEADERS = [f"csrc/{name}.h" for name in ("forward", "worker", "driver/traffic")]
+HEADERS = [
+    f"csrc/{name}.h"
+    for name in ("forward", "worker", "driver/traffic", "driver/bare", "driver/distance")
+]
 C_FLAGS = ["-x", "c", "-std=gnu11", "-D_GNU_SOURCE", "-Icsrc"]
 
 TOOLS = {

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vhostfast.cli.bench import bench
 from vhostfast.cli.demo import demo
 from vhostfast.cli.switch import switch
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(switch)
 app.command()(demo)
+app.add_typer(bench)
 
 
 def _print_version(wanted: bool) -> None:
