@@ -85,6 +85,13 @@ def test_dpdk_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         choose(PLAN, None, [], "dpdk")
 
 
+def test_a_mode_is_for_our_switch() -> None:
+    of = Plan(Workload(mode="adaptive"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    assert "--mode adaptive" in choose(of, "sleep {0} {1}", [], "vhostfast").backends[2].command
+    with pytest.raises(UsageError, match="--mode adaptive is of our own switch"):
+        choose(of, "sleep {0} {1}", [], None)
+
+
 def test_places_are_filled_within_words() -> None:
     words = fill("x", "a --s=iface={0},x '{1} b' {worker}@{driver} {{}}", ["/0", "/1"], PLAN)
     assert words == ["a", "--s=iface=/0,x", "/1 b", f"{CPUS[0]}@{CPUS[-1]}", "{}"]
@@ -115,6 +122,15 @@ def test_one_that_ends_at_once_is_quoted() -> None:
     with (
         pytest.raises(EnvironmentLacks, match=r"^ends has ended, exit code 7; it said:\nno luck$"),
         running(Backend("ends", command), PLAN),
+    ):
+        pass
+
+
+def test_tools_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with (
+        pytest.raises(EnvironmentLacks, match=r"setpriv isn't in PATH.* install util-linux"),
+        running(Backend("x", "x"), PLAN),
     ):
         pass
 

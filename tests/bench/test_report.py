@@ -44,6 +44,7 @@ def test_summary_says_it_in_short() -> None:
     assert list(rows) == list(RATES)
     ours = rows["vhostfast"]
     assert (ours["mpps"], ours["mpps_low"], ours["mpps_high"]) == (12.0, 8.0, 30.0)
+    assert ours["gbps"] == pytest.approx(12e6 * 64 * 8 / 1e9)
     assert (ours["ratio_to_dpdk"], ours["ratio_to_bare"]) == (4.0, 0.75)
     assert "ratio_to_bare" not in rows["null"]
 

@@ -108,7 +108,7 @@ def test_compare(files: dict[str, str]) -> None:
     assert (changes[None]["factor"], changes[None]["more_than_noise"]) == (3.0, True)
     table = run("compare", files["old"], files["new"])
     assert table.returncode == 0, table.stderr
-    for words in ("+200.0%", "12.00 (8.00 to 30.00)", "more than noise", "once in 10 times"):
+    for words in ("+200.0%", "12.0 (8.00-30.0)", "more than noise", "once in 10 times"):
         assert words in table.stdout
 
 

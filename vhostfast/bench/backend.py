@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vhostfast.bench.workload import Plan
+from vhostfast.bench.workload import MODES, Plan
 from vhostfast.errors import EnvironmentLacks, UsageError
 
+TASKSET = "taskset"
 START_S = 30.0  # from the command to its sockets
 END_S = 5.0  # from SIGTERM on; then it is killed
 SAID_LINES = 8  # of its last words that are repeated if it dies
@@ -168,6 +169,8 @@ def choose(
         if against.name == subject.name:
             against = replace(against, name=f"other {against.name}")
         rows.append(against)
+    if plan.workload.mode != MODES[0] and OURS not in (subject.name, against and against.name):
+        raise UsageError(f"--mode {plan.workload.mode} is of our own switch, which has no row here")
     return Rows((*rows, subject), subject.name, against.name if against else None)
 
 
@@ -225,9 +228,10 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
         sockets = [str(folder / f"{number}.sock") for number in range(plan.workload.guests)]
         run = Running(backend, sockets, folder / "output")
         words = fill(backend.name, backend.command, sockets, plan)
+        _require_tools((DIES_WITH_US[0], TASKSET))
         with open(folder / "output", "wb") as output:
             run.process = subprocess.Popen(
-                [*DIES_WITH_US, "taskset", "-c", str(plan.worker_cpu), *words],
+                [*DIES_WITH_US, TASKSET, "-c", str(plan.worker_cpu), *words],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -239,6 +243,12 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
             yield run
         finally:
             _stop(run.process)
+
+
+def _require_tools(words: Sequence[str]) -> None:
+    for word in words:
+        if shutil.which(word) is None:
+            raise EnvironmentLacks(f"{word} isn't in PATH, to pin a back-end: install util-linux")
 
 
 def _wait_for_sockets(run: Running) -> None:

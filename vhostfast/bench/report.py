@@ -98,6 +98,7 @@ class Report:
                 rate = self.figures(frames, row)
                 told: dict[str, Any] = {"frames": frames, "row": row, "mpps": rate.median}
                 told |= {"mpps_low": rate.low, "mpps_high": rate.high}
+                told["gbps"] = rate.median * self.frame_mean(frames) * 8e-3
                 for what in ("cycles", "idle", "lost"):
                     told[what] = self.figures(frames, row, what).median
                 for to in self.held_against(row):

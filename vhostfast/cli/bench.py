@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vhostfast.bench.report import Report, Spread
     from vhostfast.bench.workload import Plan
 
-WIDTH = 130  # columns of a table that goes to a file
+IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 
 bench = typer.Typer(
     name="bench",
@@ -150,7 +150,7 @@ def _print_report(report: "Report") -> None:
     table = _table(
         f"{work['pattern']}, load {work['load']}, {work['layout']}, {merge}, {work['queues']} x"
         f" {work['ring_size']} entries, {pages} pages, {plan['rounds']} x {plan['seconds']:g} s",
-        ("bytes", "back-end", "Mpps", "lowest, highest", "Gbit/s", "cycles", "idle", "lost"),
+        ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],
     )
     for frames in report.frames():
@@ -164,9 +164,10 @@ def _print_report(report: "Report") -> None:
 
 
 def _table(title: str, *headings: Sequence[str]) -> "Table":
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in (name for group in headings for name in group):
         justify: Literal["left", "right"] = "left" if heading in ("back-end", "figure") else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
@@ -174,27 +175,37 @@ def _table(title: str, *headings: Sequence[str]) -> "Table":
 
 
 def _print_table(table: "Table") -> None:
+    """As wide as it has to be: no figure is cut short."""
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:  # a file is as wide as it has to be
-        console.width = max(console.width, WIDTH)
+    endless = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=endless).maximum)
     console.print(table)
 
 
 def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
-    cells = [f"{rate.median:.2f}", f"{rate.low:.2f} to {rate.high:.2f}"]
-    cells.append(f"{rate.median * report.frame_mean(frames) * 8e-3:.1f}")
+    cells = [_short(rate.median), _range(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
     cells += [f"{report.figures(frames, row, what).median:.1%}" for what in ("idle", "lost")]
-    for to in _others(report):
-        if to in report.held_against(row):
-            times = report.ratio(frames, row, to)
-            cells.append(f"{times.median:.2f} ({times.low:.2f} to {times.high:.2f})")
-        else:
-            cells.append("")
-    return cells
+    against = report.held_against(row)
+    return cells + [
+        _spread(report.ratio(frames, row, to)) if to in against else "" for to in _others(report)
+    ]
+
+
+def _short(value: float) -> str:
+    """Three digits, or all that are before the point."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _range(spread: "Spread") -> str:
+    return f"{_short(spread.low)}-{_short(spread.high)}"
+
+
+def _spread(spread: "Spread") -> str:
+    return f"{_short(spread.median)} ({_range(spread)})"
 
 
 def _others(report: "Report") -> list[str]:
@@ -206,8 +217,8 @@ def _footer(report: "Report") -> list[str]:
     """What a reader has to know to believe the table."""
     plan, distances = report.plan, [ns for one in report.rounds for ns in one.distances]
     lines = [
-        "cycles: of the time-stamp counter, a packet; idle: the driver's share of waiting, near 0"
-        " the figure is the driver's; ratios: median of the rounds' own",
+        "range: lowest and highest round; cycles: of the time-stamp counter, a packet; idle: the"
+        " driver's;\nx: times as fast as that row, round by round: median and range",
         f"CPUs {plan['worker_cpu']} (back-end) and {plan['driver_cpu']} (driver) were"
         f" {min(distances):.0f} to {max(distances):.0f} ns apart",
     ]
@@ -215,6 +226,11 @@ def _footer(report: "Report") -> list[str]:
     lines.append(
         f"other work kept driver or back-end from its CPU for {starved:.0%} of a turn at worst"
     )
+    lines += [
+        f"{frames} bytes: the driver was never idle, so {report.subject} may do more"
+        for frames in report.frames()
+        if report.figures(frames, report.subject, "idle").median < IDLE_MIN
+    ]
     again = sum(one.attempts - 1 for one in report.rounds)
     restless = sum(not one.still for one in report.rounds)
     if again:
@@ -250,7 +266,7 @@ def _change(one: "Change") -> dict[str, object]:
 
 
 def _print_changes(changes: "list[Change]") -> None:
-    title = f"{changes[0].row}: medians (lowest to highest round)"
+    title = f"{changes[0].row}: medians and the range of rounds"
     table = _table(title, ("bytes", "figure", "old", "new", "change", ""))
     for one in changes:
         verdict = "more than noise" if one.is_more_than_noise else "noise"
@@ -262,7 +278,3 @@ def _print_changes(changes: "list[Change]") -> None:
         "more than noise: no round of one run lies among those of the other, which by chance"
         f" alone happens once in {changes[0].chance} times"
     )
-
-
-def _spread(spread: "Spread") -> str:
-    return f"{spread.median:.2f} ({spread.low:.2f} to {spread.high:.2f})"
