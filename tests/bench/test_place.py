@@ -1,6 +1,8 @@
 """What a run says of its machine, and demands of it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -45,6 +47,20 @@ def test_a_cpu_that_is_not_there(which: str) -> None:
     cpus = {"worker_cpu": CPUS[0], "driver_cpu": CPUS[-1], f"{which}_cpu": 4095}
     with pytest.raises(EnvironmentLacks, match=f"--{which}-cpu 4095: there is no such CPU"):
         place.require_cpus(Plan(**cpus))
+
+
+@pytest.mark.slow
+def test_a_cpu_that_others_have() -> None:
+    spin = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    command = ["taskset", "-c", str(CPUS[0]), *spin]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout
+            other.stdout.readline()
+            with pytest.raises(EnvironmentLacks, match=f"CPU {CPUS[0]} is busy, perhaps with"):
+                place.require_free(CPUS[0])
+        finally:
+            other.kill()
 
 
 def test_other_threads_make_way_and_come_back() -> None:

@@ -66,13 +66,24 @@ def test_a_switch_that_runs_already(tmp_path: Path) -> None:
     assert told["summary"][0]["mpps"] > 0
 
 
+def test_nobody_is_measured_beside_one_that_polls(tmp_path: Path) -> None:
+    sockets = [tmp_path / "a", tmp_path / "b"]
+    where = ("--forward=patch", "--mode=poll", f"--cpus={CPUS[0]}")
+    with daemon(*ports(*sockets), *where):
+        wait_for(*sockets)
+        done = run(*SHORT, *[f"--socket={path}" for path in sockets])
+    assert done.returncode == 3
+    assert f"CPU {CPUS[0]} is busy" in done.stderr
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
         (["--sizes=64,9000"], 2, "a frame of 9000 bytes doesn't fit: give 60 to 1514"),
         (["--ring-size=1000"], 2, "--ring-size 1000: give a power of two"),
         (["--socket=/nowhere/a"], 2, "--socket: 1 given, --pattern both-ways needs 2"),
-        (["--pattern=loop", "--socket=/nowhere/a"], 3, "nobody serves /nowhere/a"),
+        (["--pattern=loop", "--no-limits", "--socket=/nowhere/a"], 3, "nobody serves /nowhere/a"),
         (["--backend=/no/such {0} {1}"], 3, "there is no program /no/such"),
         (["--backend=false {0} {1}"], 3, "false has ended, exit code 1"),
         (["--driver-cpu=4095"], 3, "--driver-cpu 4095: there is no such CPU"),

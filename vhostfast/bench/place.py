@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from vhostfast.core.limit import Distance
 from vhostfast.errors import EnvironmentLacks, UsageError
 
 HUGEPAGES = ("auto", "on", "off")
+FREE_LOOKS, FREE_LOOK_S, FREE_MIN = 5, 0.03, 0.8  # the best look counts
 SPARE_HUGEPAGES = 40  # for a back-end's own memory, such as testpmd's 64 MiB
 
 
@@ -86,6 +88,29 @@ def require_cpus(plan: Plan) -> None:
                 f"--{option}-cpu {cpu}: there is no such CPU for this process, which has {have};"
                 " back-end and driver need one each"
             )
+
+
+def require_free(cpu: int) -> None:
+    """Raises EnvironmentLacks if somebody else has the CPU for a good part of the time."""
+    shares: list[float] = []
+
+    def spin() -> None:
+        os.sched_setaffinity(0, {cpu})
+        for _ in range(FREE_LOOKS):
+            began, ours = time.perf_counter(), time.thread_time()
+            while time.perf_counter() < began + FREE_LOOK_S:
+                pass
+            shares.append((time.thread_time() - ours) / (time.perf_counter() - began))
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    thread.join()
+    if max(shares) < FREE_MIN:
+        raise EnvironmentLacks(
+            f"CPU {cpu} is busy, perhaps with the back-end that runs already: whatever is started"
+            " beside that needs a free one (--worker-cpu); --no-limits without --versus measures"
+            " it alone"
+        )
 
 
 @contextmanager
