@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 DESC: np.dtype[np.void]
 ELEMENT: np.dtype[np.void]
+RING_SIZE_MAX: int
 
 @final
 class Mapping:

@@ -24,6 +24,7 @@ cdef extern from "driver/dirty.h" nogil:
 
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
 ELEMENT = np.dtype([("id", "<u4"), ("len", "<u4")])
+RING_SIZE_MAX = VRING_SIZE_MAX
 
 
 @cython.final

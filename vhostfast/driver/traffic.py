@@ -247,10 +247,10 @@ class Traffic:
             total += Counters(missing=missing, reordered=reordered, repeated=repeated)
         return total
 
-    def idle_share(self) -> float:
-        """The share of its time, 0 to 1, in which the driver had nothing to do: who is measured?"""
-        busy, idle = self._loop.cycles()
-        return idle / (busy + idle) if busy + idle else 0.0
+    def cycles(self) -> tuple[int, int]:
+        """TSC cycles of turns in which something moved, and of others; at any time. By their shares
+        one sees who is measured, the back-end or the driver."""
+        return self._loop.cycles()
 
 
 def _stride(frame_size: int) -> int:
