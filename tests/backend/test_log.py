@@ -241,3 +241,20 @@ def test_two_queue_pairs_share_the_log():
         host.settle()
         for index in range(4):
             assert used_ring(b, index) & log.pages(), index
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_rings_that_start_under_a_log_mark_their_used_rings_if_told(told):
+    with Host() as host, LogFile() as log:
+        features = FEATURES | VirtioFeature.LOG_ALL
+        vm = host.vm(0, features=features, queue_pairs=2, fill=False)
+        rings = vm.frontend.rings
+        for vring in rings:
+            addr = vring.addresses(log=told)
+            vm.frontend.request(Request.SET_VRING_ADDR, addr, ack=True)
+        assert not host.ports[0].port.rings
+        log.base(vm.frontend)
+        assert len(host.ports[0].port.rings) == len(rings) == 4
+        begin = {vring.used_gpa // PAGE for vring in rings}
+        all_used = set().union(*(used_ring(vm, index) for index in range(4)))
+        assert begin <= log.pages() <= all_used if told else not log.pages()

@@ -397,16 +397,53 @@ static void test_used_ring_is_marked(uint64_t used_log, bool event_idx, bool mar
     SAME(-1, log.beyond, 0);
 }
 
-static void test_start_is_marked(void)
+/* Each edge of idx and of elements on both sides of the wrap, at the edge of a page. */
+static void test_used_ring_is_marked_to_the_byte(void)
 {
-    for (uint32_t event_idx = 0; event_idx < 2; event_idx++) {
-        start(BIG, 3, event_idx);
-        struct log log = guest_log(PAGES);
-        guest.ring.marker.log = &log;
-        guest.ring.marks_used = true;
-        guest.ring.used_log = PAGE;
-        split_start(&guest.ring);
-        SAME(event_idx, log.word[0], event_idx ? 1 << 1 | 1 << 5 : 1 << 1);
+    for (uint64_t used_log = PAGE - 24; used_log <= PAGE; used_log++) {
+        for (uint16_t index = BIG - 3; index <= BIG; index++) {
+            for (uint16_t count = 1; count <= 4; count++) {
+                bool stored[PAGES] = {false};
+                start(BIG, index, false);
+                struct log log = guest_log(PAGES);
+                guest.ring.marker.log = &log;
+                guest.ring.marks_used = true;
+                guest.ring.used_log = used_log;
+                expect_pages(stored, used_log, 2, 2);
+                for (uint16_t i = 0; i < count; i++) {
+                    expect_pages(stored, used_log, 4 + 8 * ((index + i) & (BIG - 1)), 8);
+                    split_push(&guest.ring, i, 0);
+                }
+                split_publish(&guest.ring);
+                for (uint32_t page = 0; page < PAGES; page++)
+                    SAME(used_log, log_has(&log, page), stored[page]);
+            }
+        }
+    }
+}
+
+static void test_start_and_kicks_are_marked_to_the_byte(void)
+{
+    for (uint64_t used_log = PAGE - 8; used_log <= PAGE + 1; used_log++) {
+        for (uint32_t event_idx = 0; event_idx < 2; event_idx++) {
+            bool begun[PAGES] = {false}, asked[PAGES] = {false};
+            start(BIG, 3, event_idx);
+            struct log log = guest_log(PAGES);
+            guest.ring.marker.log = &log;
+            guest.ring.marks_used = true;
+            guest.ring.used_log = used_log;
+            expect_pages(begun, used_log, 0, 2);
+            if (event_idx)
+                expect_pages(begun, used_log, 4 + 8 * BIG, 2);
+            expect_pages(asked, used_log, event_idx ? 4 + 8 * BIG : 0, 2);
+            split_start(&guest.ring);
+            for (uint32_t page = 0; page < PAGES; page++)
+                SAME(used_log, log_has(&log, page), begun[page]);
+            log.word[0] = 0;
+            split_want_kicks(&guest.ring, true);
+            for (uint32_t page = 0; page < PAGES; page++)
+                SAME(used_log, log_has(&log, page), asked[page]);
+        }
     }
 }
 
@@ -429,6 +466,7 @@ int main(void)
         test_used_ring_is_marked(used_log, false, true);
     }
     test_used_ring_is_marked(PAGE - 4, true, false);
-    test_start_is_marked();
+    test_used_ring_is_marked_to_the_byte();
+    test_start_and_kicks_are_marked_to_the_byte();
     return 0;
 }

@@ -1,4 +1,7 @@
 /* Words that are read once or written once: their bytes, at any address. */
+#include <pthread.h>
+#include <sched.h>
+
 #include "sync.h"
 
 #include "check.h"
@@ -38,6 +41,36 @@ static void test_words(void)
     SAME(4, load_once_u64(&u64), UINT64_C(0x8000000000000001));
 }
 
+/* Two threads walk the same words in step, each sets its own bit: both bits stay. */
+enum { WORD_COUNT = 100000 };
+
+static uint64_t shared_word[WORD_COUNT];
+static uint32_t progress[2];
+
+static void *set_bits(void *second)
+{
+    const uint32_t me = second != NULL;
+    for (uint32_t i = 0; i < WORD_COUNT; i++) {
+        store_release_u32(&progress[me], i);
+        for (uint32_t spun = 0; load_acquire_u32(&progress[!me]) < i; spun++)
+            if (spun > 1000)
+                sched_yield(); /* the other one may wait for this CPU */
+        or_u64(&shared_word[i], UINT64_C(1) << (me ? 63 : 0));
+    }
+    store_release_u32(&progress[me], WORD_COUNT);
+    return NULL;
+}
+
+static void test_or_loses_no_bit_of_another(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, set_bits, shared_word) == 0);
+    set_bits(NULL);
+    pthread_join(thread, NULL);
+    for (uint32_t i = 0; i < WORD_COUNT; i++)
+        SAME(i, shared_word[i], UINT64_C(0x8000000000000001));
+}
+
 static void test_clock_goes_on(void)
 {
     uint64_t first = cycle_count();
@@ -51,6 +84,7 @@ int main(void)
     test_descriptor_at_any_address();
     test_used_element();
     test_words();
+    test_or_loses_no_bit_of_another();
     test_clock_goes_on();
     return 0;
 }
