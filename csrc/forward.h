@@ -86,12 +86,15 @@ ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
 {
     if (ring->shared) {
         ring_complete(ring);
-    } else if (!ring->touched) {
+        ring_unlock(burst, ring);
+        return;
+    }
+    burst->held = NULL;
+    if (!ring->touched) {
         ring->touched = true;
         ring->next_touched = burst->touched;
         burst->touched = ring;
     }
-    ring_unlock(burst, ring);
 }
 
 static inline void publish_touched(struct burst *burst)

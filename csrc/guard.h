@@ -67,13 +67,14 @@ static inline void guard_install(void)
 static __attribute__((noinline)) bool guard_run(struct guard *guard, void (*body)(void *),
                                                 void *argument)
 {
+    struct guard *volatile *now = &guard_now; /* looked up once */
     if (_setjmp(guard->landing) != 0)
         return false;
-    guard_now = guard;
+    *now = guard;
     fence_signal();
     body(argument);
     fence_signal();
-    guard_now = NULL;
+    *now = NULL;
     return true;
 }
 
