@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/driver/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
-.PHONY: build test test-peers demo wheel clean
+.PHONY: build test test-peers mutate demo wheel clean
 
 build: $(STAMP)
 
@@ -23,6 +23,10 @@ test: build
 
 test-peers: build
 	$(BIN)/python -m pytest -q -m peers
+
+# Whether a test fails for each call that marks, removed or displaced (docs/migration.md).
+mutate: build
+	$(BIN)/python scripts/mutate_marks.py
 
 demo: build
 	$(BIN)/vhostfast demo

@@ -29,7 +29,8 @@ class GuestMemory:
         MemoryVanished if the front-end has taken it away."""
 
     def write(self, gpa: int, data: bytes | bytearray | NDArray[np.uint8]) -> None:
-        """Store `data` at `gpa`. Raises like `read`; then some of it may be stored."""
+        """Store `data` at `gpa`, which marks nothing: amid a migration that is for Log.mark, after
+        it. Raises like `read`; then some of it may be stored."""
 
 @final
 class Log:
