@@ -1,6 +1,8 @@
 """The audit of our back-end as it is, and of it broken in each way that the report knows."""
 
+import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +170,7 @@ def test_a_socket_that_is_taken(tmp_path: Path) -> None:
 def test_what_the_audit_can_not_do_without() -> None:
     with pytest.raises(UsageError, match="3 sockets"):
         audit([Path("a"), Path("b"), Path("c")])
-    with pytest.raises(UsageError, match=r"shape=round: give one of direct, chained, "):
+    with pytest.raises(UsageError, match=r"shape=round: give one of 'direct', 'chained', "):
         audit([Path("a")], shapes=["round"])
 
 
@@ -186,3 +188,41 @@ def test_an_old_kernel_is_told_before_anything_else(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(witness, "SYS_USERFAULTFD", {})
     with pytest.raises(EnvironmentLacks, match=r"6\.7 or newer"):
         audit([Path("/nowhere")])
+
+
+def test_what_can_not_be_audited_is_not_called_clean(tmp_path: Path) -> None:
+    whole = Offer.net()
+    offer = replace(whole, features=whole.features & ~VirtioFeature.INDIRECT_DESC)
+    with (
+        Host("loopback", ports=1, offer=offer) as host,
+        pytest.raises(EnvironmentLacks, match="nothing to audit: not offered: indirect"),
+    ):
+        audit(host.listen(tmp_path), shapes=["indirect"], **SHORT)
+
+
+def test_half_an_audit_says_so(tmp_path: Path) -> None:
+    report = audit_ours(tmp_path, "direct", forward="drop")
+    assert report.good
+    assert not report.whole
+
+
+def test_a_socket_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="given twice"):
+        audit([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+
+
+def test_a_server_of_something_else(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "a"))
+        server.listen()
+
+        def answer() -> None:
+            with server.accept()[0] as peer:
+                peer.recv(12)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(EnvironmentLacks, match="a does not speak vhost-user"):
+            audit([tmp_path / "a"])
+        thread.join()

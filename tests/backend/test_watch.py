@@ -37,7 +37,7 @@ def write_unmarked(host: Host, gpa: int = FORGOTTEN, size: int = 1) -> None:
 
 
 def judgements(caplog) -> list[str]:
-    return [message for message in caplog.messages if "pages written under it" in message]
+    return [message for message in caplog.messages if " pages written, " in message]
 
 
 def stop(vm: Vm) -> None:
@@ -56,6 +56,7 @@ def test_honest_traffic_leaves_nothing_to_report(caplog):
         stop(b)
         (judgement,) = judgements(caplog)
         assert judgement.startswith("port1: witness: ")
+        assert judgement.endswith(" pages written, all marked")
         assert int(judgement.split()[2]) > 5
         assert host.counters(1)["log_pages_missed"] == 0
 

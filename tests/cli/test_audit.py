@@ -67,7 +67,7 @@ def test_sabotage_is_found_and_its_pages_named(sockets: list[str]) -> None:
     [
         ([], 2, "--socket"),
         (["--socket=a", "--socket=b", "--socket=c"], 2, "3 sockets"),
-        (["--socket=a", "--shape=round"], 2, "shape=round: give one of direct, "),
+        (["--socket=a", "--shape=round"], 2, "shape=round: give one of 'direct', "),
         (["--socket=a", "--seconds=0"], 2, "0.1"),
     ],
 )

@@ -80,3 +80,8 @@ class Report:
     def good(self) -> bool:
         """Whether no fault was found, in any row."""
         return not self.not_reached and not any(row.faults for row in self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all was looked at that can be, in each row."""
+        return not any(row.notes for row in self.rows)

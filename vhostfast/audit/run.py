@@ -19,8 +19,8 @@ from vhostfast.protocol.message import Request
 SABOTAGE = 0.1  # of the marks
 PACKETS = 2000  # of an exact pass
 ONE_WAY = (
-    "nothing came to the guest: only what it sends was audited. Let the back-end send frames back"
-    " (loopback), or give it a second guest with another --socket"
+    "nothing came to the guest, so only what it sends was audited. The back-end has to forward to"
+    " it: from a second guest (another --socket) or, with one, back what it sends (loopback)"
 )
 
 
@@ -37,17 +37,19 @@ def audit(
 
     Each shape, or those of `shapes`, takes `packets` exactly and `seconds` at full speed;
     `progress` hears its name before. `sabotage` is the share of marks that is thrown away. Raises
-    UsageError for more sockets or unknown shapes, EnvironmentLacks where nobody serves a socket or
-    the back-end can't log.
+    UsageError for more sockets, one twice or unknown shapes, EnvironmentLacks where nobody serves a
+    socket, or the back-end can't log or has none of the shapes.
     """
     if not 1 <= len(sockets) <= 2:
         raise UsageError(
             f"{len(sockets)} sockets: give the migrated guest's and, if any, its peer's"
         )
+    if len({path.resolve() for path in sockets}) < len(sockets):
+        raise UsageError(f"socket {sockets[0]} is given twice: each guest needs its own")
     known = {shape.name: shape for shape in SHAPES}
     for name in shapes:
         if name not in known:
-            raise UsageError(f"shape={name}: give one of {', '.join(known)}")
+            raise UsageError(f"shape={name}: give one of {', '.join(map(repr, known))}")
     Witness(()).close()
     report = Report(sabotage=sabotage)
     offered = _offered(sockets)
@@ -62,6 +64,8 @@ def audit(
                 report.rows.append(_row(sockets, shape, seconds, packets, sabotage))
             except EnvironmentLacks:  # it was there for the first look: it has died since
                 report.not_reached.append(shape.name)
+    if not report.rows + report.not_reached:
+        raise EnvironmentLacks(f"nothing to audit: not offered: {', '.join(report.not_offered)}")
     return report
 
 
@@ -79,6 +83,8 @@ def _offered(sockets: Sequence[Path]) -> tuple[VirtioFeature, ProtocolFeature, i
                     Migration(frontend).close()
         except (Disconnected, TimeoutError) as error:
             raise EnvironmentLacks(f"{path}: {error}. Has it a front-end already?") from error
+        except ProtocolError as error:
+            raise EnvironmentLacks(f"{path} does not speak vhost-user: {error}") from error
     return features, protocol, pairs
 
 

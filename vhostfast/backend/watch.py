@@ -33,7 +33,7 @@ class Watch:
         self._record: Record | None = None
         self._exempt: frozenset[Span] = frozenset()
         self._next: tuple[Record | None, Log | None, frozenset[Span]] = (None, None, frozenset())
-        self._written = 0
+        self._written = self._missed = 0  # pages, under this log
 
     def prepare(self, memory: GuestMemory | None, log: Log | None, exempt: frozenset[Span]) -> None:
         """The slow part of `swap`: a record of this memory, where there is none yet. Where the
@@ -64,8 +64,9 @@ class Watch:
         if old is not None and self.log is not None:
             self._judge(old, self.log)
             if self.log is not log:
-                logger.info("%s: witness: %d pages written under it", self._name, self._written)
-                self._written = 0
+                missed = f"{self._missed} of them not marked" if self._missed else "all marked"
+                logger.info("%s: witness: %d pages written, %s", self._name, self._written, missed)
+                self._written = self._missed = 0
         if new is not None:
             new.take()
         self._record, self.log, self._exempt = new, log, exempt
@@ -83,6 +84,7 @@ class Watch:
             log.mark(gpa, size)
         if ranges:
             count = sum(size for _, size in ranges) >> LOG_PAGE_SHIFT
+            self._missed += count
             self._count("log_pages_missed", count)
             where = ", ".join(f"{gpa:#x}+{size:#x}" for gpa, size in ranges)
             logger.error(

@@ -19,15 +19,17 @@ def audit_migration(
         list[Path],
         typer.Option(
             metavar="PATH",
-            help="Where the back-end listens for the guest to migrate; a second one, joined to it"
-            " by the back-end, is for a guest that stays and talks to it.",
+            readable=False,
+            help="Where the back-end listens for the guest to migrate. Given again: for a guest"
+            " that stays and talks to it through the back-end.",
         ),
     ],
     seconds: Annotated[
         float, typer.Option(min=0.1, max=600.0, help="Of traffic at full speed, for each shape.")
     ] = 0.75,
     shape: Annotated[
-        list[str] | None, typer.Option(help="Only this one, as the report names it. Repeat it.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one, as the report has it. Repeat it."),
     ] = None,
     sabotage: Annotated[
         bool, typer.Option("--sabotage", help="Drop marks as they are read: faults must be found.")
@@ -36,10 +38,13 @@ def audit_migration(
 ) -> None:
     """Migrate a built-in guest again and again, and look for pages that the back-end forgot.
 
-    It plays the front-end of any vhost-user-net back-end through every shape of rings that this
-    offers: log on amid traffic, rounds of read, clear and copy, stop, then copy and truth compared
-    page by page. Exit code 1 if a page was missed, marked without cause, or written or marked after
-    the stop.
+    It plays the front-end of any vhost-user-net back-end through every shape of rings that the
+    back-end offers: log on amid traffic, rounds of read, clear and copy, stop, then copy and truth
+    compared page by page. Needs Linux 6.7.
+
+    Exit code 1: a page was missed, marked without cause, or written or marked after the stop, or
+    the back-end broke down. 3: nothing can be audited, or nothing came to the guest, so that only
+    half was.
     """
     from vhostfast.audit.run import SABOTAGE, audit
 
@@ -54,7 +59,7 @@ def audit_migration(
         print(json.dumps(_as_data(report)))
     else:
         _print(report)
-    raise typer.Exit(0 if report.good else 1)
+    raise typer.Exit(1 if not report.good else 0 if report.whole else 3)
 
 
 def _silent(_: str) -> None:
@@ -68,7 +73,7 @@ def _say(name: str) -> None:
 def _as_data(report: "Report") -> dict[str, object]:
     from dataclasses import asdict
 
-    return {**asdict(report), "good": report.good}
+    return {**asdict(report), "good": report.good, "whole": report.whole}
 
 
 def _print(report: "Report") -> None:
@@ -76,18 +81,21 @@ def _print(report: "Report") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Migration audit, a row for each shape")
-    table.add_column("shape")
+    table = Table(title="Migration audit, a row for each shape", box=None)
+    table.add_column("shape", no_wrap=True)
     for heading in ("sent", "received", "rounds", "marks", "missed", "no\ncause", "after\nstop"):
         table.add_column(heading, justify="right")
     for row in report.rows:
         table.add_row(*_cells(row), style="red" if row.faults else "")
-    console = Console()
+    console = Console(highlight=False)
+    endless = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=endless).maximum)
     console.print(table)
     for sentence in _sentences(report):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
     if report.not_reached:
-        console.print(f"the back-end is gone: no {', '.join(report.not_reached)}", style="red")
+        never = ", ".join(report.not_reached)
+        console.print(f"the back-end has gone; not audited any more: {never}", style="red")
     if report.not_offered:
         console.print(escape(f"not offered by the back-end: {', '.join(report.not_offered)}"))
     console.print(escape(_verdict(report)))
@@ -114,9 +122,13 @@ def _sentences(report: "Report") -> "Iterator[str]":
 
 
 def _verdict(report: "Report") -> str:
-    shapes = f"{len(report.rows)} shapes"
-    if report.good:
-        return f"clean: {shapes}, no page missed"
-    faults = sum(len(row.faults) for row in report.rows)
-    dropped = " (marks were dropped on purpose)" if report.sabotage else ""
-    return f"{faults} faults in {shapes}{dropped}"
+    shapes = _number(len(report.rows), "shape")
+    if not report.good:
+        faults = _number(sum(len(row.faults) for row in report.rows), "fault")
+        dropped = " (marks were dropped on purpose)" if report.sabotage else ""
+        return f"{faults} in {shapes}{dropped}"
+    return f"{'clean' if report.whole else 'half audited'}: {shapes}, no page missed"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
