@@ -4,12 +4,13 @@ The bug to be found is played by the test: it writes through the back-end's own 
 nothing.
 """
 
+import errno
 import logging
 import os
 
 import numpy as np
 import pytest
-from host import Flow, Host, Vm, carry, frame
+from host import SMALL, Flow, Host, Vm, carry, frame
 from logfile import LogFile, end, log_all
 
 from vhostfast.backend import watch
@@ -147,6 +148,42 @@ def test_memory_that_is_replaced_is_judged_before_it_goes():
         stop(b)
         assert {FORGOTTEN // PAGE, FORGOTTEN // PAGE + 1} <= log.pages()
         assert host.counters(1)["log_pages_missed"] == 2
+
+
+def maps_of_memfds() -> int:
+    with open("/proc/self/maps") as maps:
+        return sum("/memfd:" in line for line in maps)
+
+
+def test_memory_that_is_replaced_while_no_ring_runs_is_let_go():
+    with Host(witness=True) as host, LogFile() as log:
+        b = host.vm(1)
+        log.begin(b.frontend)
+        write_unmarked(host)
+        b.frontend.enable(0, False)
+        with DriverMemory(SMALL) as other:
+            before = maps_of_memfds()
+            table, fds = other.table, other.fds
+            b.frontend.request(Request.SET_MEM_TABLE, table, fds, ack=True)
+            assert maps_of_memfds() == before
+        assert FORGOTTEN // PAGE in log.pages()
+        assert host.counters(1)["log_pages_missed"] == 1
+
+
+def test_without_an_fd_for_it_the_migration_goes_on(caplog, monkeypatch):
+    def lacks(path, *rest, **more):
+        if path == "/proc/self/pagemap":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *rest, **more)
+
+    real = os.open
+    monkeypatch.setattr(os, "open", lacks)
+    with Host(witness=True) as host, LogFile() as log:
+        a, b = host.vm(0), host.vm(1)
+        log.begin(b.frontend)
+        assert carry(a, b, FRAMES) == FRAMES
+        stop(b)
+        assert "no record of written pages: Too many open files" in caplog.text
 
 
 def test_a_front_end_that_leaves_amid_its_migration():

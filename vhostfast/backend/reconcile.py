@@ -100,7 +100,8 @@ class World:
             for index, vring in session.vrings.items()
             if vring.addr is not None and session.wants_running(vring)
         }
-        if log is old[1][1] and self._matches(wanted, memory, log):
+        same_maps = (memory, log) == (old[0][1], old[1][1])
+        if same_maps and self._matches(wanted, memory, log):
             return
         if self._watch is not None:
             unlogged = (_unlogged(session, vring) for _, vring in wanted.values())

@@ -70,6 +70,7 @@ class Watch:
         if new is not None:
             new.take()
         self._record, self.log, self._exempt = new, log, exempt
+        self._next = (None, None, frozenset())
         if old is not None and old is not new:
             old.close()
 
@@ -100,6 +101,7 @@ class Watch:
         if self._record is not None:
             self._record.close()
         self._record = self.log = None
+        self._next = (None, None, frozenset())
 
 
 class Record:

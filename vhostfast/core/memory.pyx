@@ -30,6 +30,15 @@ cdef extern from "guard.h" nogil:
     bint bell_install()
     bint guard_run(guard *guard, void (*body)(void *) noexcept, void *argument)
 
+cdef extern from "linux/magic.h" nogil:
+    enum:
+        HUGETLBFS_MAGIC
+
+cdef extern from "sys/vfs.h" nogil:
+    struct statfs:
+        long f_type
+    int fstatfs(int fd, statfs *result)
+
 cdef struct marking:
     marker marker
     uint64_t gpa
@@ -58,6 +67,11 @@ cdef void mark_body(void *argument) noexcept nogil:
 bell_install()
 
 
+cdef bint is_hugetlb(int fd) noexcept:
+    cdef statfs of_file
+    return fstatfs(fd, &of_file) == 0 and of_file.f_type == HUGETLBFS_MAGIC
+
+
 cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
     """Map [offset, offset + size) of a file; the map begins at the page that holds `offset`."""
     cdef mapping result
@@ -70,7 +84,7 @@ cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
                             f"at most the file's size, {status.st_size}")
     cdef uint64_t file_size = status.st_size
     cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
-    result.page = page
+    result.page = page if is_hugetlb(fd) else 4096
     cdef uint64_t first = offset // page * page
     result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
     result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)
