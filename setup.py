@@ -1,4 +1,4 @@
-"""Build the four extensions; everything else is in pyproject.toml.
+"""Build the extensions; everything else is in pyproject.toml.
 
 VHOSTFAST_SANITIZE=address,undefined builds them with those sanitizers.
 """

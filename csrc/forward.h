@@ -17,6 +17,7 @@
 /* What a worker holds of the packet in its hands, and what it counted. */
 struct burst {
     struct fabric *fabric;
+    struct ring *held;    /* the receive ring in its hands, locked if it is shared */
     struct ring *touched; /* rings to be published */
     uint16_t full_at;     /* avail.idx of the ring that was full last */
     struct chain sent, room;
@@ -40,23 +41,23 @@ ALWAYS_INLINE void count(struct burst *burst, const struct port *port, enum coun
     burst->counters[port->index].value[counter] += amount;
 }
 
-/* The guest broke a rule: its port takes no more part, and the control plane is told why. */
-static inline void port_break(struct port *port, const struct ring *ring)
+/* Its port takes no more part, and the control plane is told why. */
+static inline void port_break(struct port *port, uint32_t fault)
 {
     const uint64_t one = 1;
-    port->fault = ring->fault;
+    if (port->fault != FAULT_NONE)
+        return;
+    port->fault = fault;
     ssize_t told = write(port->event_fd, &one, sizeof one);
     (void)told; /* our own eventfd: full only where it is readable anyway */
 }
 
 static inline void ring_call(struct ring *ring)
 {
-    const uint64_t one = 1;
     if (ring->call_fd < 0)
         return;
     ring->calls++;
-    ssize_t told = write(ring->call_fd, &one, sizeof one);
-    (void)told; /* full: the guest has a signal waiting already */
+    bell_ring(ring->call_fd);
 }
 
 static inline void ring_complete(struct ring *ring)
@@ -67,14 +68,16 @@ static inline void ring_complete(struct ring *ring)
 
 /* A ring that other workers fill too is held until it has been published; others wait for the
  * burst's end. */
-ALWAYS_INLINE void ring_lock(struct ring *ring)
+ALWAYS_INLINE void ring_lock(struct burst *burst, struct ring *ring)
 {
     while (ring->shared && exchange_acquire_u32(&ring->lock, 1))
         relax();
+    burst->held = ring;
 }
 
-ALWAYS_INLINE void ring_unlock(struct ring *ring)
+ALWAYS_INLINE void ring_unlock(struct burst *burst, struct ring *ring)
 {
+    burst->held = NULL;
     if (ring->shared)
         store_release_u32(&ring->lock, 0);
 }
@@ -83,8 +86,11 @@ ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
 {
     if (ring->shared) {
         ring_complete(ring);
-        ring_unlock(ring);
-    } else if (!ring->touched) {
+        ring_unlock(burst, ring);
+        return;
+    }
+    burst->held = NULL;
+    if (!ring->touched) {
         ring->touched = true;
         ring->next_touched = burst->touched;
         burst->touched = ring;
@@ -146,7 +152,7 @@ ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint
         return NO_RECEIVER;
     if (size > ring->frame_size_max)
         return TOO_BIG;
-    ring_lock(ring);
+    ring_lock(burst, ring);
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + size;
     uint32_t taken = take_room(burst, ring, whole, &why);
@@ -158,7 +164,7 @@ ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint
         count(burst, port, TX_PACKETS, 1);
         count(burst, port, TX_BYTES, size);
     } else if (ring->fault != FAULT_NONE) {
-        port_break(port, ring);
+        port_break(port, ring->fault);
     }
     burst->full_at = ring->avail_seen;
     ring_release(burst, ring);
@@ -172,6 +178,30 @@ static inline void count_loss(struct burst *burst, const struct port *from, cons
         count(burst, from, RX_DROPPED_NO_RECEIVER, 1);
     else if (why != DELIVERED)
         count(burst, to, why == FULL ? TX_DROPPED_FULL : TX_DROPPED_TOO_BIG, 1);
+}
+
+/* To all ports but the one that it came from. It is noted who is served: a burst that breaks off
+ * there goes on with this frame, and nobody gets it twice. */
+ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct cursor frame,
+                         uint32_t size, const uint32_t width)
+{
+    struct port *from = source->port;
+    uint32_t first = source->flooded_frame == source->ring->last_avail ? source->flooded : 0;
+    bool anyone = false;
+    source->flooded_frame = source->ring->last_avail;
+    for (uint32_t i = 0; i < burst->fabric->port_count; i++) {
+        struct port *to = burst->fabric->port[i];
+        if (to == from || to->receiver_count == 0)
+            continue;
+        anyone = true;
+        if (i < first)
+            continue;
+        source->flooded = i;
+        count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
+    }
+    source->flooded = 0;
+    if (!anyone)
+        count(burst, from, RX_DROPPED_NO_RECEIVER, 1);
 }
 
 /* Learn from the sender, then to whom the frame is for: one port, or all but the one that it came
@@ -193,16 +223,7 @@ ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, s
         struct port *to = fabric->by_index[index];
         count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
     } else {
-        bool anyone = false;
-        for (uint32_t i = 0; i < fabric->port_count; i++) {
-            struct port *to = fabric->port[i];
-            if (to == from || to->receiver_count == 0)
-                continue;
-            anyone = true;
-            count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
-        }
-        if (!anyone)
-            count(burst, from, RX_DROPPED_NO_RECEIVER, 1);
+        flood(burst, source, frame, size, width);
     }
 }
 
@@ -224,7 +245,7 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     int got = split_pop(ring, &burst->sent, &taken, DEVICE_READS);
     if (got != POP_GOT) {
         if (got == POP_BROKEN)
-            port_break(from, ring);
+            port_break(from, ring->fault);
         return false;
     }
     struct cursor frame = chain_start(&burst->sent);
@@ -250,21 +271,6 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     count(burst, from, RX_BYTES, size);
     split_push(ring, taken.head, 0);
     return true;
-}
-
-/* A frame of our own, as if `from` had sent it: to its peer, or to all other ports. */
-static inline void inject(struct burst *burst, struct port *from, const uint8_t *frame,
-                          uint32_t size)
-{
-    struct span span = {.host = (uint8_t *)frame, .size = size};
-    struct cursor cursor = {.span = &span};
-    for (uint32_t i = 0; i < burst->fabric->port_count; i++) {
-        struct port *to = burst->fabric->port[i];
-        bool patched = burst->fabric->policy == POLICY_LEARN || to == from->peer;
-        if (to != from && patched && to->receiver_count > 0)
-            count_loss(burst, from, to, deliver(burst, to, 0, cursor, size, 16));
-    }
-    publish_touched(burst);
 }
 
 /* A descriptor of the common shape: checked, and wholly in one region. */
@@ -325,7 +331,8 @@ ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
         *(volatile u16_any *)(to + 8) = 0;
 }
 
-/* The copies of a group. Returns how many went; the next one isn't of the common shape, or there is
+/* The copies of a group. What is taken is noted at its end only, of both rings: a group that breaks
+ * off was not there. Returns how many went; the next one isn't of the common shape, or there is
  * no next one. */
 ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const struct direct *sent,
                                    uint32_t sent_count, uint64_t *bytes, const uint32_t width)
@@ -396,13 +403,13 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
     if (ring == NULL)
         return 0;
     uint64_t bytes = 0;
-    ring_lock(ring);
+    ring_lock(burst, ring);
     uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width);
-    ring_release(burst, ring);
     count(burst, source->port, RX_PACKETS, moved);
     count(burst, source->port, RX_BYTES, bytes);
     count(burst, to, TX_PACKETS, moved);
     count(burst, to, TX_BYTES, bytes);
+    ring_release(burst, ring);
     return moved;
 }
 

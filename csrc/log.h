@@ -10,9 +10,7 @@
 #ifndef VHOSTFAST_LOG_H
 #define VHOSTFAST_LOG_H
 
-#include <unistd.h>
-
-#include "sync.h"
+#include "bell.h"
 
 struct log {
     uint64_t *word;      /* the first word of the map, offset applied */
@@ -34,6 +32,12 @@ struct marker {
     } word[LOG_CACHE_SIZE];
 };
 
+/* Whether an address of ours is in the log. */
+static inline bool log_holds(const struct log *log, const uint8_t *host)
+{
+    return log != NULL && (uintptr_t)host - (uintptr_t)log->word < (log->page_count + 7) / 8;
+}
+
 /* Everything stored before is visible before its bit. */
 static inline void log_flush(struct marker *marker)
 {
@@ -53,11 +57,9 @@ static inline void log_flush(struct marker *marker)
 /* Once a slice. */
 static inline void log_tell(struct log *log)
 {
-    const uint64_t one = 1;
     if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
         return;
-    ssize_t told = write(log->event_fd, &one, sizeof one);
-    (void)told; /* full: it is readable already */
+    bell_ring(log->event_fd);
 }
 
 static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)

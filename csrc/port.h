@@ -33,6 +33,7 @@ struct port {
     uint32_t receiver_count;
     struct ring *receiver[PAIR_COUNT_MAX]; /* receive rings that run, in order */
     struct port *peer;                     /* patch: where everything goes */
+    const struct region_table *regions;    /* guest memory of its rings; NULL: none runs */
     struct log *log;                       /* of its rings, if there is one */
     uint32_t fault; /* enum fault; written by a worker, which then tells event_fd */
     int event_fd;
@@ -54,6 +55,8 @@ struct source {
     uint32_t queue;         /* its pair; frames stay on it where the receiver has it too */
     struct ring *waits_for; /* patch: the receive ring that was full */
     uint16_t full_at;       /* its avail.idx then */
+    uint16_t flooded_frame; /* learn: the chain that goes to all, by the ring's last_avail, */
+    uint32_t flooded;       /* and which of the fabric's ports is served now */
 };
 
 /* Queue i of the sender meets queue i of the receiver, or shares one of those that it has. */

@@ -55,6 +55,15 @@ ALWAYS_INLINE uint8_t *region_at(const struct region_table *table, uint32_t *las
     return region->host + offset;
 }
 
+/* Whether an address of ours is in one of the regions. */
+static inline bool region_table_holds(const struct region_table *table, const uint8_t *host)
+{
+    for (uint32_t i = 0; i < table->count; i++)
+        if ((uintptr_t)host - (uintptr_t)table->region[i].host < table->region[i].size)
+            return true;
+    return false;
+}
+
 /* The region that holds all of [uva, uva + size), or NULL. For ring addresses, when a ring starts.
  */
 static inline const struct region *region_of_uva(const struct region_table *table, uint64_t uva,

@@ -59,6 +59,25 @@ struct ring {
     struct marker marker;
 };
 
+/* What has vanished where there was memory of this ring's front-end; FAULT_NONE: it's not its. */
+static inline enum fault ring_lost(const struct ring *ring, const uint8_t *address)
+{
+    if (log_holds(ring->marker.log, address))
+        return FAULT_LOG;
+    bool ours = ring->regions != NULL && region_table_holds(ring->regions, address);
+    return ours ? FAULT_MEMORY : FAULT_NONE;
+}
+
+/* Back to where what was taken is what was pushed, whichever is ahead: no packet is half done.
+ * Nothing of it was published. */
+static inline void ring_settle(struct ring *ring)
+{
+    if ((int16_t)(ring->used_next - ring->last_avail) > 0)
+        ring->used_next = ring->last_avail;
+    else
+        ring->last_avail = ring->used_next;
+}
+
 ALWAYS_INLINE int ring_break(struct ring *ring, enum fault fault)
 {
     ring->fault = fault;

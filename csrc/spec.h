@@ -29,6 +29,7 @@ enum limit {
         REGION_COUNT_MAX, /* the spans of one packet, however cut */
     LOG_PAGE_SHIFT = 12,  /* VHOST_LOG_PAGE: 4096 bytes, whatever the host's page size */
     LOG_CACHE_SIZE = 32,  /* 64-page words gathered before they are or'ed into the log */
+    BELL_EVENT_COUNT = 256, /* signals whose completion nobody has looked at yet */
     CACHE_LINE = 64,
 };
 
@@ -90,7 +91,8 @@ enum net_header_size { NET_HEADER_SIZE_LEGACY = 10, NET_HEADER_SIZE = 12 };
 _Static_assert(sizeof(struct net_header) == NET_HEADER_SIZE, "virtio 5.1.6");
 _Static_assert(offsetof(struct net_header, num_buffers) == NET_HEADER_SIZE_LEGACY, "virtio 5.1.6");
 
-/* Why a ring was unhooked. The guest broke a rule of the specification; its port is closed. */
+/* Why a ring was unhooked, and its port closed: the guest broke a rule of the specification, or the
+ * front-end took away what we had mapped. */
 enum fault {
     FAULT_NONE = 0,
     FAULT_AVAIL_INDEX, /* avail.idx is ahead by more than the ring's size */
@@ -101,6 +103,8 @@ enum fault {
     FAULT_INDIRECT,    /* not negotiated, nested, with NEXT, or of a wrong length */
     FAULT_LENGTH,      /* a chain of 4 GiB or more, or of too many pieces */
     FAULT_BUFFER_SIZE, /* a mergeable receive buffer smaller than the header */
+    FAULT_MEMORY,      /* guest memory has vanished from its map */
+    FAULT_LOG,         /* the migration log has */
     FAULT_COUNT,
 };
 

@@ -65,12 +65,18 @@ ALWAYS_INLINE uint32_t exchange_acquire_u32(uint32_t *at, uint32_t value)
 {
     return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
 }
+ALWAYS_INLINE uint64_t exchange_acquire_u64(uint64_t *at, uint64_t value)
+{
+    return __atomic_exchange_n(at, value, __ATOMIC_ACQUIRE);
+}
 
 ALWAYS_INLINE void or_u64(uint64_t *at, uint64_t bits)
 {
     __atomic_fetch_or(at, bits, __ATOMIC_RELAXED);
 }
 ALWAYS_INLINE void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+/* Order for a signal handler of this thread: no instruction. */
+ALWAYS_INLINE void fence_signal(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 /* A descriptor, each half loaded once. An indirect table may stand at any address. */
 ALWAYS_INLINE struct vring_desc load_once_desc(const struct vring_desc *at)

@@ -8,9 +8,10 @@
 #define VHOSTFAST_WORKER_H
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
 
-#include "forward.h"
+#include "mend.h"
 
 enum worker_word { WORKER_GO, WORKER_REST, WORKER_STOP };
 enum worker_mode { MODE_POLL, MODE_INTERRUPT, MODE_ADAPTIVE };
@@ -32,6 +33,11 @@ struct worker {
     uint64_t busy_cycles __attribute__((aligned(CACHE_LINE))); /* of turns that moved packets */
     uint64_t packets;
     uint64_t sleeps;
+    struct guard guard; /* of a slice: all sources once */
+    uint32_t at;        /* the source that has its turn */
+    uint32_t moved;     /* packets of this turn */
+    bool kicks_wanted;
+    bool more_came;
     struct burst burst;
 };
 
@@ -41,6 +47,7 @@ static inline void worker_init(struct worker *worker)
     pthread_cond_init(&worker->changed, NULL);
     worker->resting = true;
     worker->word = WORKER_REST;
+    worker->guard.holds = fabric_holds;
 }
 
 /* The control plane's side. Returns when a worker that was told to rest or to stop does. */
@@ -73,33 +80,68 @@ static inline bool worker_rest(struct worker *worker)
     return go;
 }
 
+/* What a source had sent before it lost memory is told to it, if the ring is still there: else its
+ * successor would send it again. */
+static void worker_finish(void *argument)
+{
+    struct worker *worker = argument;
+    ring_complete(worker->source[worker->at].ring);
+}
+
+/* Do it for all sources. Where a port's memory vanishes the body is entered again, at the same
+ * source; a closed port is looked at once more, for each of its rings that has yet to be published.
+ */
+static inline void worker_guarded(struct worker *worker, void (*body)(void *))
+{
+    struct burst *burst = &worker->burst;
+    worker->at = 0;
+    worker->guard.owner = burst->fabric;
+    for (uint32_t rings = 0; !guard_run(&worker->guard, body, worker); rings++) {
+        const struct source *source = &worker->source[worker->at];
+        burst_mend(burst, source->ring, worker->guard.vanished);
+        if (source->port->fault != FAULT_NONE && !guard_run(&worker->guard, worker_finish, worker))
+            burst_mend(burst, source->ring, worker->guard.vanished);
+        if (rings > 2 * PORT_COUNT_MAX * PAIR_COUNT_MAX)
+            abort(); /* we touch a closed port again and again, a bug of ours */
+    }
+}
+
 /* Ask for kicks of the ring that a source waits for, or for none. Other sources may have looked at
  * it since, and other workers may want its kicks still: those are never turned off for them. */
-static inline bool worker_want_room(struct source *source, bool wanted)
+static inline bool worker_want_room(struct burst *burst, struct source *source, bool wanted)
 {
     struct ring *full = source->waits_for;
     if (full == NULL || (full->shared && !wanted))
         return false;
-    ring_lock(full);
+    if (fixed_target(burst->fabric, source->port)->fault != FAULT_NONE)
+        return true; /* it waits no longer */
+    ring_lock(burst, full);
     bool more = split_want_kicks(full, wanted);
     more |= wanted && full->avail_seen != source->full_at;
-    ring_unlock(full);
+    ring_unlock(burst, full);
     return more;
+}
+
+static void worker_ask(void *argument)
+{
+    struct worker *worker = argument;
+    for (; worker->at < worker->source_count; worker->at++) {
+        struct source *source = &worker->source[worker->at];
+        if (source->port->fault != FAULT_NONE)
+            continue;
+        worker->more_came |= split_want_kicks(source->ring, worker->kicks_wanted);
+        worker->more_came |= worker_want_room(&worker->burst, source, worker->kicks_wanted);
+    }
 }
 
 /* Ask each ring that may wake us for kicks, or not to kick. Returns whether more has come
  * meanwhile. */
 static inline bool worker_want_kicks(struct worker *worker, bool wanted)
 {
-    bool more = false;
-    for (uint32_t i = 0; i < worker->source_count; i++) {
-        struct source *source = &worker->source[i];
-        if (source->port->fault != FAULT_NONE)
-            continue;
-        more |= split_want_kicks(source->ring, wanted);
-        more |= worker_want_room(source, wanted);
-    }
-    return more;
+    worker->kicks_wanted = wanted;
+    worker->more_came = false;
+    worker_guarded(worker, worker_ask);
+    return worker->more_came;
 }
 
 /* At the end of a slice: who wants to know that there are bits in a log. */
@@ -122,23 +164,33 @@ static inline void worker_sleep(struct worker *worker)
     worker_want_kicks(worker, false);
 }
 
+/* A burst that broke off is finished first: the word is not looked at before. */
+static void worker_forward(void *argument)
+{
+    struct worker *worker = argument;
+    publish_touched(&worker->burst);
+    while (worker->at < worker->source_count) {
+        struct source *source = &worker->source[worker->at];
+        if (likely(source->port->fault == FAULT_NONE))
+            worker->moved += worker->forward(&worker->burst, source);
+        worker->at++;
+        if (load_acquire_u32(&worker->word) != WORKER_GO)
+            break;
+    }
+}
+
 /* One burst from each source; the number of packets. Cut short when the word changes. */
 static inline uint32_t worker_turn(struct worker *worker)
 {
-    uint32_t moved = 0;
     uint64_t begin = cycle_count();
-    for (uint32_t i = 0; i < worker->source_count; i++) {
-        if (load_acquire_u32(&worker->word) != WORKER_GO)
-            break;
-        if (likely(worker->source[i].port->fault == FAULT_NONE))
-            moved += worker->forward(&worker->burst, &worker->source[i]);
-    }
-    if (moved > 0) {
+    worker->moved = 0;
+    worker_guarded(worker, worker_forward);
+    if (worker->moved > 0) {
         worker->busy_cycles += cycle_count() - begin;
-        worker->packets += moved;
+        worker->packets += worker->moved;
     }
     worker_tell_logs(worker);
-    return moved;
+    return worker->moved;
 }
 
 static inline void worker_run(struct worker *worker)

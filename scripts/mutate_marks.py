@@ -35,9 +35,10 @@ ROOT = Path(__file__).parent.parent
 CC = [*shlex.split(os.environ.get("CC", "gcc")), "-w"]
 CPU_SECONDS = 20  # a C test takes two
 EXTENSIONS = "ring fabric memory"  # those that mark
-C_TESTS = ("marks", "log", "split", "sync", "chain", "nethdr", "forward")
+C_TESTS = ("marks", "log", "split", "sync", "chain", "nethdr", "forward", "mend", "bell")
 MARK_TESTS = ("tests/core/test_marks.py", "tests/core/test_ring.py", "tests/core/test_memory.py",
-              "tests/backend/test_log.py", "tests/backend/test_watch.py")  # fmt: skip
+              "tests/backend/test_log.py", "tests/backend/test_watch.py", "tests/test_order.py",
+              "tests/core/test_witnessed_marks.py", "tests/backend/test_vanish.py")  # fmt: skip
 ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
              "--ignore=tests/test_house.py", "--ignore=tests/c")  # fmt: skip
 

@@ -23,10 +23,15 @@ class Guest:
     """Guest memory of `regions` (gpa, size) and vrings in it; closes what it made."""
 
     def __init__(
-        self, regions: tuple[tuple[int, int], ...] = AWKWARD, *, separate: bool = False
+        self,
+        regions: tuple[tuple[int, int], ...] = AWKWARD,
+        *,
+        separate: bool = False,
+        sealed: bool = True,
     ) -> None:
         self._stack = ExitStack()
-        self.memory = self._stack.enter_context(GuestMemory(regions, separate=separate))
+        memory = GuestMemory(regions, separate=separate, sealed=sealed)
+        self.memory = self._stack.enter_context(memory)
 
     def vring(
         self,

@@ -17,11 +17,13 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Self
 
 from vhostfast.backend.connection import Backend, Connection
 from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric
+from vhostfast.device.endpoint import Listener
 from vhostfast.driver import Frontend, GuestMemory, Vring
 from vhostfast.protocol.features import Offer
 
@@ -224,6 +226,21 @@ class Host(Loop):
 
         self._reasons[port] = self.begin(serve())
         return theirs
+
+    def listen(self, folder: Path) -> list[Path]:
+        """A socket for each port, for one front-end after the other."""
+
+        async def run(path: Path, port: FabricPort) -> None:
+            async def serve(sock: socket.socket) -> str:
+                return await Connection(sock, port, self.offer).serve()
+
+            with Listener(port.name, str(path)) as end:
+                await end.run(serve)
+
+        paths = [folder / port.name for port in self.ports]
+        for path, port in zip(paths, self.ports, strict=True):
+            self.begin(run(path, port))
+        return paths
 
     def vm(self, port: int = 0, **options: Any) -> Vm:
         vm = Vm(self.plug(port), **options)

@@ -123,7 +123,6 @@ NOT_YET_MIRRORED = {
     "vhostfast/backend/worker.py", "vhostfast/bench/machine.py", "vhostfast/bench/pair.py",
     "vhostfast/cli/main.py", "vhostfast/device/net.py", "vhostfast/device/worker.py",
     "vhostfast/driver/sequence.py", "vhostfast/driver/traffic.py", "vhostfast/driver/vring.py",
-    "vhostfast/driver/wire.py",
 }  # fmt: skip
 
 
@@ -193,14 +192,16 @@ OWN_MEMORY = {
 READERS = {
     "chain_append", "cursor_read", "split_used_event", "split_avail_event", "split_waiting",
     "split_table_entry", "split_walk", "split_pop", "split_wants_call", "split_want_kicks",
-    "prefetch_used", "peek_direct", "direct_target", "inject", "region_at",
+    "prefetch_used", "peek_direct", "direct_target", "inject", "region_at", "region_table_holds",
+    "log_holds",
 }  # fmt: skip
-# Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. `send`
-# hands on the ring's marker; `view` is for tests; the others find addresses, or blank our own.
+# Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. What a
+# device sends is stored by csrc; `write` marks nothing, and says so; the others find addresses,
+# copy to memory of ours, or blank it.
 CYTHON = {
-    ("ring", "send"): 2, ("ring", "receive"): 1, ("ring", "place"): 6, ("ring", "__cinit__"): 1,
-    ("memory", "view"): 3, ("memory", "mark"): 1, ("memory", "__cinit__"): 1,
-    ("fabric", "allocate"): 1,
+    ("ring", "place"): 6, ("ring", "__cinit__"): 1, ("memory", "find"): 3, ("memory", "read"): 2,
+    ("memory", "write"): 2, ("memory", "copy_body"): 1, ("memory", "mark"): 1,
+    ("memory", "__cinit__"): 1, ("fabric", "allocate"): 1,
 }  # fmt: skip
 STORE = (
     r"\b(?:copy_(?:bytes|vector|small)|mem(?:cpy|set|move)|store_once_\w+|store_release_\w+"
@@ -282,12 +283,17 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 1800, files("csrc/*.h")),
-    ("Cython", 1000, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
+    ("csrc", 2300, files("csrc/*.h")),
+    ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
-NOT_COUNTED = {"driver.pyx", "driver.pxd", "traffic.pyx"}  # a front-end: with tests and bench
+NOT_COUNTED = {
+    "driver.pyx",
+    "driver.pxd",
+    "traffic.pyx",
+    "limit.pyx",
+}  # a front-end: with tests and bench
 FILE_LINES, FUNCTION_LINES, LINE_COLUMNS, FUNCTION_MEDIAN = 600, 70, 100, 15
 
 FUNCTION = {

@@ -10,8 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 EXTENSIONS = [f"vhostfast.core.{path.stem}" for path in sorted(ROOT.glob("vhostfast/core/*.pyi"))]
+HEADERS_OF_THE_DRIVER = ("traffic", "dirty", "bare", "distance")
 # Headers that no other header includes: the rest is checked with them.
-HEADERS = [f"csrc/{name}.h" for name in ("forward", "worker", "driver/traffic")]
+HEADERS = [
+    f"csrc/{name}.h"
+    for name in ("device", "worker", *(f"driver/{name}" for name in HEADERS_OF_THE_DRIVER))
+]
 C_FLAGS = ["-x", "c", "-std=gnu11", "-D_GNU_SOURCE", "-Icsrc"]
 
 TOOLS = {

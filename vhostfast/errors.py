@@ -23,7 +23,12 @@ class ProtocolError(VhostfastError):
         return f"{self.request}: {self.field} is {self.value}, must be {self.limit}"
 
 
-class Disconnected(VhostfastError, EOFError):
+class MemoryVanished(ProtocolError):
+    """The peer has taken away memory that it had shared: its file was cut short, or there was no
+    huge page left for it."""
+
+
+class Disconnected(VhostfastError):
     """The peer has closed the socket, or the connection was reset."""
 
 

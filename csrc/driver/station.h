@@ -136,7 +136,8 @@ ALWAYS_INLINE enum frame_verdict receiver_judge(struct receiver *receiver, struc
     enum frame_verdict verdict = frame_look(&frame, size, exact);
     if (unlikely(verdict != FRAME_GOOD))
         return verdict;
-    if (((receiver->packets + tally->packets) & (receiver->verify_every - 1)) == 0) {
+    uint64_t looked = receiver->packets + tally->packets + receiver->corrupt;
+    if ((looked & (receiver->verify_every - 1)) == 0) {
         tally->verified++;
         if (unlikely(!frame_holds(at, &frame)))
             return FRAME_CORRUPT;

@@ -343,7 +343,7 @@ def test_the_same_table_of_another_file_is_another_memory():
         next_.view(0, 0x100000)[:] = first.view(0, 0x100000)  # as the kernel does on a migration
         next_.write(0xFFFFF, b"\x77")
         vm.frontend.request(Request.SET_MEM_TABLE, next_.table, next_.fds, ack=True)
-        assert host.ports[0].port.rings[0].memory.view(0xFFFFF, 1)[0] == 0x77
+        assert host.ports[0].port.rings[0].memory.read(0xFFFFF, 1)[0] == 0x77
         vm.frontend.close()
         host.reason(0)
 

@@ -4,12 +4,13 @@ The bug to be found is played by the test: it writes through the back-end's own 
 nothing.
 """
 
+import errno
 import logging
 import os
 
 import numpy as np
 import pytest
-from host import Flow, Host, Vm, carry, frame
+from host import SMALL, Flow, Host, Vm, carry, frame
 from logfile import LogFile, end, log_all
 
 from vhostfast.backend import watch
@@ -17,6 +18,7 @@ from vhostfast.backend.watch import Record, joined, unmarked
 from vhostfast.core.memory import GuestMemory, Log
 from vhostfast.driver import GuestMemory as DriverMemory
 from vhostfast.errors import EnvironmentLacks
+from vhostfast.protocol.message import Request
 
 PAGE = 4096
 FRAMES = [frame(i) for i in range(100)]
@@ -32,11 +34,11 @@ def write_unmarked(host: Host, gpa: int = FORGOTTEN, size: int = 1) -> None:
     """Through the map of port 1, in whose place a path of ours would have forgotten to mark."""
     with host.workers.paused():
         memory = next(iter(host.ports[1].port.rings.values())).memory
-        memory.view(gpa, size)[:] = 0  # what was there already: only the kernel can tell
+        memory.write(gpa, bytes(size))  # what was there already: only the kernel can tell
 
 
 def judgements(caplog) -> list[str]:
-    return [message for message in caplog.messages if "witness" in message and "not" in message]
+    return [message for message in caplog.messages if " pages written, " in message]
 
 
 def stop(vm: Vm) -> None:
@@ -55,7 +57,7 @@ def test_honest_traffic_leaves_nothing_to_report(caplog):
         stop(b)
         (judgement,) = judgements(caplog)
         assert judgement.startswith("port1: witness: ")
-        assert judgement.endswith(" pages written, 0 not marked")
+        assert judgement.endswith(" pages written, all marked")
         assert int(judgement.split()[2]) > 5
         assert host.counters(1)["log_pages_missed"] == 0
 
@@ -86,6 +88,25 @@ def test_what_was_written_before_the_log_came_is_not_held_against_it():
         stop(b)
         assert host.counters(1)["log_pages_missed"] == 0
         assert FORGOTTEN // PAGE not in log.pages()
+
+
+def test_used_rings_are_not_held_against_it_until_they_are_to_be_marked():
+    """QEMU sends SET_VRING_ADDR with the flag last; some front-ends never do."""
+    with Host(witness=True) as host, LogFile() as log:
+        a, b = host.vm(0), host.vm(1)
+        log.base(b.frontend)
+        log_all(b.frontend, True)
+        assert carry(a, b, FRAMES) == FRAMES
+        used = b.receiver().used_gpa
+        for vring in b.frontend.rings:
+            b.frontend.request(Request.SET_VRING_ADDR, vring.addresses(log=True), ack=True)
+        assert host.counters(1)["log_pages_missed"] == 0
+        assert used // PAGE not in log.pages()
+        log.clear()
+        write_unmarked(host, used + 6)
+        stop(b)
+        assert host.counters(1)["log_pages_missed"] == 1
+        assert used // PAGE in log.pages()
 
 
 def test_a_second_migration_is_watched_anew():
@@ -119,12 +140,50 @@ def test_memory_that_is_replaced_is_judged_before_it_goes():
         a, b = host.vm(0), host.vm(1, memory=memory)
         log.begin(b.frontend)
         write_unmarked(host)
-        b.frontend.request(5, type(memory.table)(memory.regions[:1]), memory.fds[:1], ack=True)
+        b.frontend.request(
+            Request.SET_MEM_TABLE, type(memory.table)(memory.regions[:1]), memory.fds[:1], ack=True
+        )
         write_unmarked(host, FORGOTTEN + PAGE)
         assert carry(a, b, FRAMES) == FRAMES
         stop(b)
         assert {FORGOTTEN // PAGE, FORGOTTEN // PAGE + 1} <= log.pages()
         assert host.counters(1)["log_pages_missed"] == 2
+
+
+def maps_of_memfds() -> int:
+    with open("/proc/self/maps") as maps:
+        return sum("/memfd:" in line for line in maps)
+
+
+def test_memory_that_is_replaced_while_no_ring_runs_is_let_go():
+    with Host(witness=True) as host, LogFile() as log:
+        b = host.vm(1)
+        log.begin(b.frontend)
+        write_unmarked(host)
+        b.frontend.enable(0, False)
+        with DriverMemory(SMALL) as other:
+            before = maps_of_memfds()
+            table, fds = other.table, other.fds
+            b.frontend.request(Request.SET_MEM_TABLE, table, fds, ack=True)
+            assert maps_of_memfds() == before
+        assert FORGOTTEN // PAGE in log.pages()
+        assert host.counters(1)["log_pages_missed"] == 1
+
+
+def test_without_an_fd_for_it_the_migration_goes_on(caplog, monkeypatch):
+    def lacks(path, *rest, **more):
+        if path == "/proc/self/pagemap":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *rest, **more)
+
+    real = os.open
+    monkeypatch.setattr(os, "open", lacks)
+    with Host(witness=True) as host, LogFile() as log:
+        a, b = host.vm(0), host.vm(1)
+        log.begin(b.frontend)
+        assert carry(a, b, FRAMES) == FRAMES
+        stop(b)
+        assert "no record of written pages: Too many open files" in caplog.text
 
 
 def test_a_front_end_that_leaves_amid_its_migration():
@@ -185,8 +244,8 @@ def test_regions_that_begin_amid_a_page(shift):
         (region,) = memory.regions
         mapped = GuestMemory([(region.gpa + shift, 0x2000, 0, region.mmap_offset, memory.fds[0])])
         record = Record(mapped)
-        mapped.view(region.gpa + shift, 1)[:] = 1
-        mapped.view(region.gpa + shift + 0x1FFF, 1)[:] = 1
+        mapped.write(region.gpa + shift, b"\1")
+        mapped.write(region.gpa + shift + 0x1FFF, b"\1")
         spans = [tuple(span) for span in np.transpose(record.take()).tolist()]
         assert spans == ([(1, 1), (3, 3)] if shift == 0 else [(1, 2), (3, 3)])
         record.close()

@@ -26,6 +26,16 @@ def test_c(source: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_what_breaks_off_is_put_right_in_optimized_code_too(tmp_path: Path) -> None:
+    """It relies on the order of stores that the compiler keeps (guard.h)."""
+    program = tmp_path / "test_mend"
+    flags = [flag for flag in FLAGS if not flag.startswith(("-O", "-fsanitize", "-fno-sanitize"))]
+    source = str(HERE / "test_mend.c")
+    subprocess.run([*CC, *flags, "-O3", source, "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize(
     "header", sorted((ROOT / "csrc").glob("**/*.h")), ids=lambda path: path.name
 )

@@ -15,7 +15,7 @@ static void on_release(uint16_t *at, uint16_t value);
 #define or_u64 on_or
 #define store_release_u16 on_release
 
-#include "forward.h"
+#include "mend.h"
 
 #include "guest.h"
 
@@ -29,7 +29,7 @@ enum {
     WORD = 64 * PAGE, /* bytes whose pages share a word */
     BLOCK_COUNT = 24,
     BLOCK_FIRST = RING_COUNT + 1,
-    BLOCK_SIZE = 0xc03,
+    BLOCK_BYTES = 0xc03,
     BLOCK_BEFORE = 0x400, /* so many before the edge */
     BLOCK_CUT = 0x205,
     REGION_COUNT = RING_COUNT + 2 * BLOCK_COUNT,
@@ -230,7 +230,7 @@ static void side_make(struct side *s)
     for (uint64_t i = 0; i < BLOCK_COUNT; i++) {
         uint64_t block = (BLOCK_FIRST + i) * WORD - BLOCK_BEFORE;
         add_memory(s, block, BLOCK_CUT);
-        add_memory(s, block + BLOCK_CUT, BLOCK_SIZE - BLOCK_CUT);
+        add_memory(s, block + BLOCK_CUT, BLOCK_BYTES - BLOCK_CUT);
     }
     s->log = guest_log(PAGES);
     for (uint32_t r = 0; r < RING_COUNT; r++)
@@ -286,7 +286,7 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
 static uint64_t somewhere(uint32_t size)
 {
     uint64_t edge = (BLOCK_FIRST + random_below(BLOCK_COUNT)) * WORD;
-    uint64_t low = edge - BLOCK_BEFORE, high = low + BLOCK_SIZE - size;
+    uint64_t low = edge - BLOCK_BEFORE, high = low + BLOCK_BYTES - size;
     uint64_t gpa = low + random_below(high - low + 1);
     edge += random_below(3) - 1;
     if (random_below(3) == 0)
@@ -400,7 +400,8 @@ static void work(burst_function forward)
         fill_marker(&side[i / RING_COUNT], &side[i / RING_COUNT].ring[i % RING_COUNT].ring);
     for (uint32_t i = 0; i < 2; i++) {
         for (uint32_t r = 1; r < RING_COUNT; r += 2) {
-            struct source source = {&side[i].ring[r].ring, &port[i], r / 2, NULL, 0};
+            struct ring *ring = &side[i].ring[r].ring;
+            struct source source = {.ring = ring, .port = &port[i], .queue = r / 2};
             forward(&burst, &source);
         }
         if (random_below(4) == 0)

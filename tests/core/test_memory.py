@@ -1,7 +1,8 @@
-"""Maps of guest memory: right bytes, never beyond the file, kept while a view lives."""
+"""Maps of guest memory: right bytes, never beyond the file, an error where that has shrunk."""
 
 import mmap
 import os
+import subprocess
 import tempfile
 
 import numpy as np
@@ -10,7 +11,13 @@ from guest import AWKWARD, Guest
 from yard import mapped
 
 from vhostfast.core.memory import GuestMemory, Log
-from vhostfast.errors import ProtocolError
+from vhostfast.errors import MemoryVanished, ProtocolError
+
+
+def punch(fd: int, offset: int, size: int) -> None:
+    """Give back the pages of [offset, offset + size): fallocate(2), FALLOC_FL_PUNCH_HOLE."""
+    command = ["fallocate", "-p", "-o", str(offset), "-l", str(size), f"/proc/self/fd/{fd}"]
+    subprocess.run(command, check=True, pass_fds=[fd])
 
 
 def map_count() -> int:
@@ -26,29 +33,73 @@ def test_each_region_shows_its_part_of_its_file(separate):
         for gpa, size in AWKWARD:
             guest.memory.write(gpa, b"first")
             guest.memory.write(gpa + size - 4, b"last")
-            view = memory.view(gpa, size)
-            assert view[:5].tobytes() + view[-4:].tobytes() == b"firstlast"
-            view[1] = 0x5A
+            copy = memory.read(gpa, size)
+            assert copy[:5].tobytes() + copy[-4:].tobytes() == b"firstlast"
+            memory.write(gpa + 1, b"\x5a")
             assert guest.memory.read(gpa, 3) == b"f\x5ar"
 
 
-def test_a_view_keeps_its_map_and_the_last_one_lets_go():
+def test_a_copy_is_private_and_needs_no_map():
     with Guest(((0, 8192),)) as guest:
         before = map_count()
-        view = mapped(guest).view(4096, 4096)
-        assert (map_count(), view.shape, view.dtype) == (before + 1, (4096,), np.uint8)
-        view[:] = 7
-        del view
+        memory = mapped(guest)
+        copy = memory.read(4096, 4096)
+        assert (map_count(), copy.shape, copy.dtype) == (before + 1, (4096,), np.uint8)
+        copy[:] = 7
+        assert not memory.read(4096, 4096).any()
+        del memory
         assert map_count() == before
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_nothing_is_nowhere(size):
+    with Guest(((0, 8192),)) as guest:
+        memory = mapped(guest)
+        memory.write(8191, bytes(size))
+        assert memory.read(8191, size).shape == (size,)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 8192])
+def test_memory_that_has_gone_is_an_error(size):
+    """The file is cut short after it was mapped: what is left can be read, the rest says so."""
+    with Guest(((0, 12288),), sealed=False) as guest:
+        memory = mapped(guest)
+        os.ftruncate(guest.memory.fds[0], 4096)
+        for _ in range(2):
+            with pytest.raises(MemoryVanished, match="guest memory: a page is gone"):
+                memory.read(12288 - size, size)
+            with pytest.raises(MemoryVanished):
+                memory.write(12288 - size, bytes(size))
+            assert memory.read(0, 4096).shape == (4096,)
+
+
+def test_a_hole_is_zeros():
+    """Punching takes the pages, and the next access makes new ones."""
+    with Guest(((0, 8192),)) as guest:
+        memory = mapped(guest)
+        memory.write(0, b"x" * 8192)
+        punch(guest.memory.fds[0], 0, 4096)
+        assert memory.read(0, 8192).tobytes() == bytes(4096) + b"x" * 4096
+
+
+def test_a_log_that_has_gone_is_an_error():
+    fd = os.memfd_create("log")
+    os.ftruncate(fd, 8192)
+    log = Log(fd, 8192, 0)
+    log.mark(0, 1)
+    os.ftruncate(fd, 0)
+    with pytest.raises(MemoryVanished, match="migration log: a page is gone"):
+        log.mark(0, 1)
+    os.close(fd)
+
+
 @pytest.mark.parametrize(("gpa", "size"), [(0, 8193), (8191, 2), (8192, 1), (2**64 - 1, 1)])
-def test_a_view_outside_of_memory_is_refused(gpa, size):
+def test_a_copy_outside_of_memory_is_refused(gpa, size):
     with (
         Guest(((0, 8192),)) as guest,
         pytest.raises(ValueError, match="of guest memory in one region"),
     ):
-        mapped(guest).view(gpa, size)
+        mapped(guest).read(gpa, size)
 
 
 @pytest.mark.parametrize(("size", "offset"), [(8193, 0), (1, 8192), (4096, 4097), (2**40, 0)])

@@ -273,6 +273,20 @@ def test_lean_checks_every_buffer_at_the_end() -> None:
         assert (w.counters().corrupt, w.counters().verified) == (1, 7)  # one is blank
 
 
+def test_every_nth_frame_is_verified_among_bad_ones_too() -> None:
+    """Buffers that come back as they were offered: looking at each byte of all of them would slow
+    the driver down just where nothing else does."""
+    with wire("touch", verify_every=4) as w:
+        w.turn()
+        blank = bytearray(w.fetch()[0])
+        blank[HEADER + 16 : HEADER + 24] = b"\xff" * 8
+        for _ in range(8):
+            w.deliver(bytes(blank))
+        w.turn()
+        got = w.counters()
+        assert (got.received, got.corrupt, got.verified) == (0, 8, 2)
+
+
 def test_only_every_nth_is_verified_where_asked() -> None:
     with wire(verify_every=4) as w:
         w.turn()

@@ -12,6 +12,7 @@ from host import PATIENCE_S, Host, Vm, carry, eventually, frame, number_of
 
 from vhostfast.device.net import NetDevice, Packet
 from vhostfast.device.worker import DeviceWorker
+from vhostfast.driver import GuestMemory
 from vhostfast.driver.frontend import FEATURES
 from vhostfast.protocol.features import VirtioFeature
 from vhostfast.protocol.message import Request
@@ -229,6 +230,28 @@ def test_a_guest_that_breaks_its_ring_is_given_up(ring):
         if ring == 0:
             here.device.send([np.zeros(60, np.uint8)])
         assert here.reason() == "the guest broke its ring: a buffer outside of guest memory"
+        assert here.device.counters["faults"] == 1
+        vm = here.vm()
+        vm.send([frame(1)])
+        assert vm.receive(1)[-1] == frame(1)
+
+
+@pytest.mark.parametrize("ring", [0, 1])
+@pytest.mark.parametrize("region", [0, 1], ids=["rings", "buffers"])
+def test_a_guest_whose_memory_vanishes_is_given_up(ring, region):
+    with station(Echo()) as here:
+        regions = ((0, 0x10000), (0x100000, 0x100000))
+        memory = GuestMemory(regions, separate=True, sealed=False)
+        vm = here.vm(memory=memory, start=False)
+        vm.start(fill=False)
+        memory.position = 0x100000
+        vm.post(8)
+        vm.sender().ring.add([(memory.take(64), 64, False)])
+        os.ftruncate(memory.fds[region], 0)
+        if ring == 0:
+            here.device.send([np.zeros(60, np.uint8)])
+        os.eventfd_write(vm.sender().kick_fd, 1)
+        assert here.reason().startswith("guest memory is gone: its file was cut short")
         assert here.device.counters["faults"] == 1
         vm = here.vm()
         vm.send([frame(1)])

@@ -71,7 +71,7 @@ def test_the_other_loads(sockets: list[Path], kind: str) -> None:
     with two_frontends(sockets) as frontends:
         traffic = exchange(frontends, Load(kind, (512,)), 5000)
         assert traffic.counters().verified > 0
-        assert 0 <= traffic.idle_share() <= 1
+        assert min(traffic.cycles()) > 0
 
 
 def test_the_driver_sleeps_until_it_is_called(sockets: list[Path]) -> None:

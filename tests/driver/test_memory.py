@@ -68,6 +68,17 @@ def test_views_outlive_the_memory_and_fds_do_not() -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_no_back_end_can_cut_the_memory_short() -> None:
+    """It has the fd, and our next access would be the end of the process."""
+    with GuestMemory(AWKWARD) as memory, GuestMemory(AWKWARD, sealed=False) as open_to_all:
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.fds[0], 0)
+        with open(f"/proc/self/fd/{memory.fds[0]}", "r+b") as again, pytest.raises(PermissionError):
+            again.truncate(0)
+        memory.write(0, b"still there")
+        os.ftruncate(open_to_all.fds[0], 0)
+
+
 def test_hugepages_or_a_sentence_how_to_get_them() -> None:
     with open("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") as file:
         size = (int(file.read()) + 1) << 21

@@ -20,6 +20,7 @@ class Switch(Child):
     """`vhostfast switch`, polling on CPU 0, or adaptive and wherever there is room.
 
     `options` are more of its own. Without `queues` a port has as many pairs as its front-end.
+    `program` is what Python runs.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class Switch(Child):
         forward: str = "patch",
         adaptive: bool = False,
         options: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "vhostfast"),
     ) -> None:
         self.sockets = [] if client else list(sockets)
-        argv = [*DIES_WITH_US, sys.executable, "-m", "vhostfast"]
-        argv += ["switch", "--forward", forward, *options]
+        argv = [*DIES_WITH_US, sys.executable, *program, "switch", "--forward", forward, *options]
         argv += ["--mode", "adaptive"] if adaptive else ["--mode", "poll", "--cpus", "0"]
         for index, socket in enumerate(sockets):
             port = f"p{index}=vhost-user:{socket}" + ",client" * client

@@ -1,8 +1,8 @@
 """What the guests boot: Debian's cloud kernel, and an initramfs of busybox and `guest.c`.
 
-Made once into `.guest/`, beside this file, and again when `guest.c` or this file changes. The
-kernel's package is fetched and unpacked, not installed. No cpio, no root: the archive is written
-here.
+Made once into `.guest/`, beside this file, and again when this file, `guest.c` or what that
+includes changes. The kernel's package is fetched and unpacked, not installed. No cpio, no root:
+the archive is written here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FOLDER = HERE / ".guest"
 PROGRAM = HERE / "guest.c"
+HEADERS = HERE.parents[1] / "csrc"
+INCLUDED = ("driver/frame.h", "driver/flow.h", "spec.h", "sync.h")
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = (
     "net/core/failover",
@@ -31,6 +33,7 @@ MODULES = (
     "drivers/net/virtio_net",
 )
 EMPTY_FOLDERS = ("dev", "proc", "sys", "tmp")
+COMPILER = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-static")
 NEEDED = ("qemu-system-x86_64", "busybox", "gcc", "apt-get", "apt-cache", "dpkg-deb")
 INSTALL = "run scripts/install-peers as root"
 
@@ -55,7 +58,8 @@ def image() -> Image:
     FOLDER.mkdir(exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        source = hashlib.sha256(PROGRAM.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+        sources = (PROGRAM, Path(__file__), *(HEADERS / name for name in INCLUDED))
+        source = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         made = Image(FOLDER / "vmlinuz", FOLDER / f"initramfs-{source[:16]}.gz")
         if not made.initramfs.exists():
             _make(made)
@@ -71,7 +75,7 @@ def _make(made: Image) -> None:
     _run("dpkg-deb", "-x", str(package), str(tree))
     shutil.copy(next(tree.glob("boot/vmlinuz-*")), made.kernel)
     program = FOLDER / "guest"
-    _run("gcc", "-std=gnu11", "-O2", "-Wall", "-static", "-o", str(program), str(PROGRAM))
+    _run(*COMPILER, "-I", str(HEADERS), "-o", str(program), str(PROGRAM))
     modules = next(tree.glob("lib/modules/*/kernel"))
     partial = made.initramfs.with_suffix(".partial")
     partial.write_bytes(gzip.compress(_archive(program, modules), 6))

@@ -25,7 +25,8 @@ MEMORY = "262152K"
 KERNEL_ARGUMENTS = "console=ttyS0 quiet tsc=reliable no_timer_check panic=-1"
 BOOT_TIMEOUT_S = 60
 END_OF_ANSWER = re.compile(rb"\x1e(\d+)\n")  # as guest.c writes it
-SHARED_MEMORY = f"memory-backend-memfd,id=ram,size={MEMORY},share=on"
+MEMORY_NAME = "memory-backend-memfd"
+SHARED_MEMORY = f"{MEMORY_NAME},id=ram,size={MEMORY},share=on"
 FEATURES_FILE = "/sys/class/net/eth0/device/features"
 
 
@@ -66,10 +67,22 @@ class Guest(Child):
     """A guest that is starting; `ready` waits until it takes commands and its card is up.
 
     Its sockets are made in `folder`. `memory` is the `-object` with id `ram` that is its memory.
+    With `incoming` it doesn't boot: it waits for a guest that migrates to that socket, which stands
+    still there until `cont` if it is `paused`.
     """
 
-    def __init__(self, name: str, folder: Path, card: Card, memory: str = SHARED_MEMORY) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        card: Card,
+        memory: str = SHARED_MEMORY,
+        *,
+        incoming: Path | None = None,
+        paused: bool = False,
+    ) -> None:
         self.card = card
+        self.incoming = incoming
         self._commands = _Listener(folder / f"{name}-commands.sock")
         self._control = _Listener(folder / f"{name}-qmp.sock")
         boot = image()
@@ -83,11 +96,17 @@ class Guest(Child):
         argv += ["-chardev", f"socket,id=commands,path={self._commands.path}"]
         argv += ["-serial", "chardev:console", "-serial", "chardev:commands"]
         argv += ["-qmp", f"unix:{self._control.path}", *card.arguments()]
+        argv += ["-incoming", f"unix:{incoming}"] if incoming else []
+        argv += ["-S"] if paused else []
         super().__init__(name, argv)
 
     def ready(self) -> None:
         """Wait for the boot, then bring the card up with its address."""
         self.result(BOOT_TIMEOUT_S)
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Give the card its address, and let it go."""
         self.run(f"ip address add {self.card.address}/24 dev eth0 && ip link set eth0 up")
 
     def begin(self, command: str) -> None:
@@ -137,6 +156,13 @@ class Guest(Child):
             assert "error" not in message, f"{self.name}: QMP: {message['error']}"
             if key in message:
                 return message[key]
+
+    def wait_for_status(self, status: str, timeout_s: float = 20) -> None:
+        """Until QEMU says that the guest is so: "running", "paused", "postmigrate" …"""
+        deadline = time.monotonic() + timeout_s
+        while (now := self.control("query-status")["status"]) != status:
+            assert time.monotonic() < deadline, f"{self.name} is {now}, not {status}"
+            time.sleep(0.01)
 
     def features(self) -> int:
         """The virtio feature bits that driver and device have agreed on."""

@@ -7,9 +7,7 @@ fault of the test, of the guest or of QEMU.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -52,14 +50,6 @@ VARIANTS = {
     "QEMU is the server": Variant(server=True),
     "the switch learns": Variant(forward="learn"),
 }
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder for sockets: pytest's own have names too long for them."""
-    path = Path(tempfile.mkdtemp(prefix="vhostfast-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def sockets(folder: Path) -> list[Path]:

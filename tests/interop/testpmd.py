@@ -17,7 +17,7 @@ from child import Child
 
 PROGRAM = "dpdk-testpmd"
 PROMPT = "testpmd> "
-HUGEPAGE_MIB = 2
+MEMORY_MIB = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,11 @@ class PortStats:
     tx_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cycles:
-    """What `stop` says of a worker that was started with --record-core-cycles.
-
-    `total` counts the TSC cycles of rounds that received something, `packets` those forwarded.
-    """
-
-    total: int
-    packets: int
-
-
 class Testpmd(Child):
     """One testpmd, with `threads` that forward.
 
     `folder` holds its run-time files; `cpus` are those of its main thread and of its forwarding
-    threads, by default the last that we may use. `memory_mib` is of hugepages with `hugepages`,
-    else of ordinary shared memory. `options` are testpmd's own, behind the `--`.
+    threads, by default the last that we may use. `options` are testpmd's own, behind the `--`.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
@@ -60,15 +48,12 @@ class Testpmd(Child):
         options: Sequence[str] = (),
         threads: int = 1,
         cpus: tuple[int, int] | None = None,
-        hugepages: bool = False,
-        memory_mib: int = 192,
     ) -> None:
         last = max(os.sched_getaffinity(0))
         main, forwarding = cpus or (last, last)
-        memory = ["--in-memory", "--single-file-segments"] if hugepages else ["--no-huge"]
         lcores = ",".join([f"0@{main}", *(f"{n}@{forwarding}" for n in range(1, threads + 1))])
         argv = ["stdbuf", "-o0", PROGRAM, "--lcores", lcores, "--no-pci"]
-        argv += ["--no-telemetry", "--no-shconf", *memory, "-m", str(memory_mib)]
+        argv += ["--no-telemetry", "--no-shconf", "--no-huge", "-m", str(MEMORY_MIB)]
         argv += ["--log-level=pmd.net.virtio.init:info"]
         argv += [word for vdev in vdevs for word in ("--vdev", vdev)]
         argv += ["--", "-i", f"--nb-cores={threads}", "--total-num-mbufs=16384", *options]
@@ -92,9 +77,8 @@ class Testpmd(Child):
     def start(self) -> None:
         self.command("start")
 
-    def stop(self) -> Cycles | None:
-        """Stop forwarding; the cycles since `start`, if they are recorded and it forwarded."""
-        return parse_cycles(self.command("stop"))
+    def stop(self) -> None:
+        self.command("stop")
 
     def restart_ports(self) -> None:
         """Close and open every port: pcap sources start anew, pcap sinks are whole on disk."""
@@ -115,9 +99,3 @@ def parse_stats(text: str) -> dict[int, PortStats]:
         names = ("RX-packets", "RX-bytes", "TX-packets", "TX-bytes")
         ports[int(number)] = PortStats(*(count[name] for name in names))
     return ports
-
-
-def parse_cycles(text: str) -> Cycles | None:
-    """Cycles and packets out of what `stop` prints; None where there is no such line."""
-    found = re.search(r"total cycles=(\d+) / total \w+ packets=(\d+)", text)
-    return Cycles(int(found[1]), int(found[2])) if found else None

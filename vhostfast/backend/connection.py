@@ -123,7 +123,7 @@ class Connection:
 
     def _faulted(self) -> None:
         os.eventfd_read(self.backend.event_fd)
-        if (fault := self.backend.fault) is not None:
+        if not self._ended.done() and (fault := self.backend.fault) is not None:
             self.backend.count("faults")
             logger.warning("%s: %s", self.backend.name, fault)
             self._end(fault)

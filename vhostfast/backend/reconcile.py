@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from vhostfast.backend.watch import Watch
+from vhostfast.backend.watch import Span, Watch
 from vhostfast.core.memory import GuestMemory, Log
 from vhostfast.core.ring import Ring
 from vhostfast.protocol.features import VirtioFeature
@@ -100,10 +100,12 @@ class World:
             for index, vring in session.vrings.items()
             if vring.addr is not None and session.wants_running(vring)
         }
-        if log is old[1][1] and self._matches(wanted, memory, log):
+        same_maps = (memory, log) == (old[0][1], old[1][1])
+        if same_maps and self._matches(wanted, memory, log):
             return
         if self._watch is not None:
-            self._watch.prepare(memory, log)
+            unlogged = (_unlogged(session, vring) for _, vring in wanted.values())
+            self._watch.prepare(memory, log, frozenset(filter(None, unlogged)))
         with self.dataplane.paused():
             for index, (shape, _) in list(self._rings.items()):
                 if index not in wanted or wanted[index][0] != shape:
@@ -201,6 +203,17 @@ def _settings(
     marked = log is not None and vring.addr is not None and vring.addr.flags & VringAddr.F_LOG
     used_log = vring.addr.log if marked and vring.addr is not None else None
     return (-1 if vring.call is None else vring.call, memory, log, used_log)
+
+
+def _unlogged(session: Session, vring: Vring) -> Span | None:
+    """Where the used ring is (gpa, bytes), unless it is marked there."""
+    addr = vring.addr
+    _, _, (used, size) = vring.areas()
+    for region, _ in session.regions:
+        if addr is not None and region.holds(used, size):
+            gpa = region.gpa + used - region.uva
+            return None if addr.flags & VringAddr.F_LOG and addr.log == gpa else (gpa, size)
+    return None
 
 
 def _actual(ring: Ring) -> tuple[int, GuestMemory | None, Log | None, int | None]:

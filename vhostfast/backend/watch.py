@@ -18,6 +18,7 @@ from vhostfast.core.witness import Witness
 from vhostfast.errors import EnvironmentLacks
 
 Pages = NDArray[np.int64]  # numbers of pages of the log
+Span = tuple[int, int]  # GPA, bytes
 LOG_PAGE_SHIFT = 12
 logger = logging.getLogger("vhostfast")
 
@@ -30,16 +31,19 @@ class Watch:
         self._name = name
         self._count = count
         self._record: Record | None = None
-        self._next: tuple[Record | None, Log | None] = (None, None)
+        self._exempt: frozenset[Span] = frozenset()
+        self._next: tuple[Record | None, Log | None, frozenset[Span]] = (None, None, frozenset())
+        self._written = self._missed = 0  # pages, under this log
 
-    def prepare(self, memory: GuestMemory | None, log: Log | None) -> None:
+    def prepare(self, memory: GuestMemory | None, log: Log | None, exempt: frozenset[Span]) -> None:
         """The slow part of `swap`: a record of this memory, where there is none yet. Where the
-        kernel keeps none the migration goes on, with a warning."""
+        kernel keeps none the migration goes on, with a warning. `exempt`: (gpa, bytes) that nobody
+        has asked us to mark, used rings without VHOST_VRING_F_LOG."""
         record = None
         if memory is not None and log is not None:
             known = self._record is not None and self._record.memory is memory
             record = self._record if known else self._new_record(memory)
-        self._next = (record, log if record is not None else None)
+        self._next = (record, log if record is not None else None, exempt)
 
     def _new_record(self, memory: GuestMemory) -> Record | None:
         try:
@@ -54,26 +58,34 @@ class Watch:
         """Judge what was written to the memory, and under the log, that goes; begin with those
         that come. Nobody walks a ring, and the front-end has yet to look at its log for the last
         time."""
-        old, (new, log) = self._record, self._next
-        if old is new and self.log is log:
+        old, (new, log, exempt) = self._record, self._next
+        if old is new and self.log is log and self._exempt == exempt:
             return
         if old is not None and self.log is not None:
             self._judge(old, self.log)
+            if self.log is not log:
+                missed = f"{self._missed} of them not marked" if self._missed else "all marked"
+                logger.info("%s: witness: %d pages written, %s", self._name, self._written, missed)
+                self._written = self._missed = 0
         if new is not None:
             new.take()
-        self._record, self.log = new, log
+        self._record, self.log, self._exempt = new, log, exempt
+        self._next = (None, None, frozenset())
         if old is not None and old is not new:
             old.close()
 
     def _judge(self, record: Record, log: Log) -> None:
         first, last = record.take()
+        self._written += len(first)
         missed = unmarked(log.marked, first, last)
+        for gpa, size in self._exempt:
+            missed &= (last < gpa >> LOG_PAGE_SHIFT) | (first > (gpa + size - 1) >> LOG_PAGE_SHIFT)
         ranges = joined(first[missed], last[missed])
         for gpa, size in ranges:
             log.mark(gpa, size)
-        count = sum(size for _, size in ranges) >> LOG_PAGE_SHIFT
-        logger.info("%s: witness: %d pages written, %d not marked", self._name, len(first), count)
         if ranges:
+            count = sum(size for _, size in ranges) >> LOG_PAGE_SHIFT
+            self._missed += count
             self._count("log_pages_missed", count)
             where = ", ".join(f"{gpa:#x}+{size:#x}" for gpa, size in ranges)
             logger.error(
@@ -89,6 +101,7 @@ class Watch:
         if self._record is not None:
             self._record.close()
         self._record = self.log = None
+        self._next = (None, None, frozenset())
 
 
 class Record:

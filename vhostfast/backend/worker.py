@@ -91,8 +91,7 @@ class FabricPort:
 
     @property
     def fault(self) -> str | None:
-        broken = self.port.fault
-        return None if broken is None else f"the guest broke its ring: {broken}"
+        return self.port.fault
 
     def announce(self, mac: bytes) -> None:
         """Learn the address and tell the other ports, as the guest itself would (RARP)."""

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vhostfast.cli.audit import audit_migration
+from vhostfast.cli.bench import bench
 from vhostfast.cli.demo import demo
 from vhostfast.cli.switch import switch
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command()(switch)
 app.command()(demo)
+app.command()(audit_migration)
+app.add_typer(bench)
 
 
 def _print_version(wanted: bool) -> None:

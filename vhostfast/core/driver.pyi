@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 DESC: np.dtype[np.void]
 ELEMENT: np.dtype[np.void]
+RING_SIZE_MAX: int
 
 @final
 class Mapping:
@@ -17,6 +18,9 @@ class Mapping:
     def __new__(cls, fd: int, size: int, *, populate: bool = False) -> Self: ...
     def array(self) -> NDArray[np.uint8]:
         """The mapped bytes, writable, shape (size,)."""
+
+def take_words(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What stood in `words`, shape (n,), each exchanged with zero in one step, without the GIL."""
 
 @final
 class DriverRing:

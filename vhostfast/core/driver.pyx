@@ -2,7 +2,7 @@
 """The guest's side of split rings; its words and its packets are in csrc/driver.
 
 DriverRing owns the private half of a ring (free list, indices) and borrows its three areas, which
-lie in guest memory. Mapping owns a map of a file.
+lie in guest memory. Mapping owns a map of a file; take_words empties a migration log.
 """
 
 cimport cython
@@ -19,8 +19,12 @@ import numpy as np
 
 from vhostfast.errors import ProtocolError
 
+cdef extern from "driver/dirty.h" nogil:
+    void dirty_take(uint64_t *word, uint64_t *taken, size_t count)
+
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
 ELEMENT = np.dtype([("id", "<u4"), ("len", "<u4")])
+RING_SIZE_MAX = VRING_SIZE_MAX
 
 
 @cython.final
@@ -47,6 +51,14 @@ cdef class Mapping:
 
     def array(self):
         return np.frombuffer(self, np.uint8)
+
+
+def take_words(uint64_t[::1] words not None):
+    cdef uint64_t[::1] taken = np.empty(words.shape[0], np.uint64)
+    if words.shape[0]:
+        with nogil:
+            dirty_take(&words[0], &taken[0], <size_t>words.shape[0])
+    return np.asarray(taken)
 
 
 @cython.final

@@ -14,6 +14,7 @@ LEVELS: Final[tuple[str, ...]]
 COUNTERS: Final[tuple[str, ...]]
 EVENTS: Final[tuple[str, ...]]
 SPIN_SECONDS: Final[float]
+CALLS_NEVER_WAIT: Final[bool]  # no peer can hold up who signals it; False: no asynchronous I/O here
 
 def levels() -> tuple[str, ...]:
     """The instruction-set levels that this CPU has, best first."""
@@ -37,7 +38,7 @@ class Port:
 
     @property
     def fault(self) -> str | None:
-        """Which rule the guest broke; its rings are left alone from then on."""
+        """Why its rings are left alone: a sentence."""
 
     @property
     def receivers(self) -> list[Ring]: ...

@@ -14,7 +14,7 @@ from posix.unistd cimport close
 import os
 import time
 
-from vhostfast.core.memory cimport log as struct_log
+from vhostfast.core.memory cimport log as struct_log, region_table
 from vhostfast.core.ring cimport Ring, ring as struct_ring
 from vhostfast.core.ring import FAULTS
 
@@ -48,6 +48,7 @@ cdef extern from "worker.h" nogil:
         uint32_t receiver_count
         struct_ring *receiver[0]
         port *peer
+        const region_table *regions
         struct_log *log
         uint32_t fault
         int event_fd
@@ -63,10 +64,13 @@ cdef extern from "worker.h" nogil:
         port *port
         uint32_t queue
         struct_ring *waits_for
+        uint32_t flooded
     struct burst:
         fabric *fabric
         counters counters[0]
     void burst_init(burst *burst, fabric *fabric)
+    void guard_install()
+    bint bell_install()
     void inject(burst *burst, port *sender, const uint8_t *frame, uint32_t size)
     ctypedef uint32_t (*burst_function)(burst *, source *)
     struct worker:
@@ -112,6 +116,7 @@ COUNTERS = (  # enum counter
 EVENTS = ("connections", "connections_refused", "messages_refused", "faults", "log_pages_missed")
 assert len(COUNTERS) == COUNTER_COUNT
 assert len(LEVELS) == LEVEL_COUNT
+CALLS_NEVER_WAIT = bell_install()
 
 SPIN_SECONDS = 50e-6
 
@@ -222,6 +227,7 @@ cdef class Fabric:
         self.forward = forward
         self.ports_by_index = {}
         self.workers = []
+        guard_install()
 
     def __dealloc__(self):
         free(self.control)
@@ -269,8 +275,10 @@ cdef class Fabric:
             port.c.peer = (<Port>peer).c if peer is not None else NULL
             port.c.receiver_count = 0
             port.c.log = NULL
+            port.c.regions = NULL
             for ring in port.rings.values():
                 port.c.log = ring.c.marker.log
+                port.c.regions = ring.c.regions
                 self.c.tells_logs |= port.c.log != NULL and port.c.log.event_fd >= 0
             for ring in port.receivers:
                 port.c.receiver[port.c.receiver_count] = ring.c
@@ -390,6 +398,7 @@ cdef class Worker:
             entry.ring = ring.c
             entry.queue = ring.index // 2
             entry.waits_for = NULL
+            entry.flooded = 0
         self.held = [ring for _, ring in sources] + targets
         kicks = {(<Ring>ring).kick_fd for ring in self.held}
         # A ring without a kick has to be polled, whatever the mode (vhost-user, SET_VRING_KICK).

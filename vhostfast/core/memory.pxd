@@ -16,6 +16,7 @@ cdef extern from "region.h" nogil:
         uint32_t count
         region region[0]
 
+    bint region_table_holds(const region_table *table, const uint8_t *host)
     const region *region_of_uva(const region_table *table, uint64_t uva, uint64_t size)
     uint8_t *region_at(const region_table *table, uint32_t *last, uint64_t gpa, uint64_t *reach)
 
@@ -31,9 +32,16 @@ cdef extern from "log.h" nogil:
     struct marker:
         log *log
 
+    bint log_holds(const log *log, const uint8_t *host)
     void log_mark(marker *marker, uint64_t gpa, uint64_t size)
     void log_flush(marker *marker)
     void log_tell(log *log)
+
+
+cdef struct copying:
+    uint8_t *to
+    const uint8_t *source
+    size_t size
 
 
 cdef struct mapping:
@@ -47,6 +55,8 @@ cdef class GuestMemory:
     cdef region_table *table
     cdef mapping *maps
     cdef uint32_t map_count
+    cdef uint8_t *find(self, uint64_t gpa, uint64_t size) except NULL
+    cdef int copy(self, copying it) except -1
 
 
 cdef class Log:

@@ -24,9 +24,13 @@ class GuestMemory:
     def maps(self) -> tuple[tuple[int, int, int, int], ...]:
         """(gpa, size, our address, bytes of a page of the map) of each, in order of gpa."""
 
-    def view(self, gpa: int, size: int) -> NDArray[np.uint8]:
-        """Guest memory itself, shape (size,): the guest sees what is written and may change what
-        is read. It keeps the map alive. Raises ValueError unless it lies in one region."""
+    def read(self, gpa: int, size: int) -> NDArray[np.uint8]:
+        """A private copy, shape (size,). Raises ValueError unless it lies in one region,
+        MemoryVanished if the front-end has taken it away."""
+
+    def write(self, gpa: int, data: bytes | bytearray | NDArray[np.uint8]) -> None:
+        """Store `data` at `gpa`, which marks nothing: amid a migration that is for Log.mark, after
+        it. Raises like `read`; then some of it may be stored."""
 
 @final
 class Log:
@@ -51,4 +55,5 @@ class Log:
         ValueError without `witness`."""
 
     def mark(self, gpa: int, size: int) -> None:
-        """Mark the pages of `size` bytes that have been stored at `gpa`."""
+        """Mark the pages of `size` bytes that have been stored at `gpa`. Raises MemoryVanished if
+        the log has."""

@@ -7,7 +7,7 @@ the fds stay the caller's and may be closed at once.
 cimport cython
 from libc.stdlib cimport calloc, free
 from libc.errno cimport errno
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 import os
@@ -15,11 +15,61 @@ import stat
 
 import numpy as np
 
-from vhostfast.errors import ProtocolError
+from vhostfast.errors import MemoryVanished, ProtocolError
 
 
 cdef extern from "region.h" nogil:
     size_t sizeof_region_table "sizeof(struct region_table)"
+
+cdef extern from "guard.h" nogil:
+    struct guard:
+        bint (*holds)(const void *owner, const uint8_t *address) noexcept
+        const void *owner
+
+    void guard_install()
+    bint bell_install()
+    bint guard_run(guard *guard, void (*body)(void *) noexcept, void *argument)
+
+cdef extern from "linux/magic.h" nogil:
+    enum:
+        HUGETLBFS_MAGIC
+
+cdef extern from "sys/vfs.h" nogil:
+    struct statfs:
+        long f_type
+    int fstatfs(int fd, statfs *result)
+
+cdef struct marking:
+    marker marker
+    uint64_t gpa
+    uint64_t size
+
+
+cdef bint table_holds(const void *table, const uint8_t *address) noexcept nogil:
+    return region_table_holds(<const region_table *>table, address)
+
+
+cdef bint one_log_holds(const void *log_, const uint8_t *address) noexcept nogil:
+    return log_holds(<const log *>log_, address)
+
+
+cdef void copy_body(void *argument) noexcept nogil:
+    cdef copying *it = <copying *>argument
+    memcpy(it.to, it.source, it.size)
+
+
+cdef void mark_body(void *argument) noexcept nogil:
+    cdef marking *it = <marking *>argument
+    log_mark(&it.marker, it.gpa, it.size)
+    log_flush(&it.marker)
+
+
+bell_install()
+
+
+cdef bint is_hugetlb(int fd) noexcept:
+    cdef statfs of_file
+    return fstatfs(fd, &of_file) == 0 and of_file.f_type == HUGETLBFS_MAGIC
 
 
 cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
@@ -34,7 +84,7 @@ cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
                             f"at most the file's size, {status.st_size}")
     cdef uint64_t file_size = status.st_size
     cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
-    result.page = page
+    result.page = page if is_hugetlb(fd) else 4096
     cdef uint64_t first = offset // page * page
     result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
     result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)
@@ -49,6 +99,7 @@ cdef class GuestMemory:
     def __cinit__(self, regions):
         cdef region *entry
         cdef mapping one
+        guard_install()
         regions = sorted(regions)
         if len(regions) > REGION_COUNT_MAX:
             raise ProtocolError("memory", "number of regions", len(regions),
@@ -90,13 +141,35 @@ cdef class GuestMemory:
             for i in range(self.map_count)
         )
 
-    def view(self, uint64_t gpa, uint64_t size):
+    cdef uint8_t *find(self, uint64_t gpa, uint64_t size) except NULL:
         cdef uint64_t reach = 0
         cdef uint32_t last = 0
         cdef uint8_t *host = region_at(self.table, &last, gpa, &reach)
         if host == NULL or size > reach:
             raise ValueError(f"no {size} bytes of guest memory in one region at {gpa:#x}")
-        return np.asarray(_View(self, <size_t>host, size))
+        return host
+
+    cdef int copy(self, copying it) except -1:
+        cdef guard guard
+        guard.holds = table_holds
+        guard.owner = self.table
+        if not guard_run(&guard, copy_body, &it):
+            raise MemoryVanished("guest memory", "a page", "gone",
+                                 "there for as long as it is shared")
+        return 0
+
+    def read(self, uint64_t gpa, uint64_t size):
+        cdef uint8_t *host = self.find(gpa, size)
+        result = np.empty(size, np.uint8)
+        cdef uint8_t[::1] to = result
+        if size:
+            self.copy(copying(&to[0], host, size))
+        return result
+
+    def write(self, uint64_t gpa, const uint8_t[::1] data not None):
+        cdef uint8_t *host = self.find(gpa, data.shape[0])
+        if data.shape[0]:
+            self.copy(copying(host, &data[0], data.shape[0]))
 
 
 class _View:
@@ -113,6 +186,7 @@ class _View:
 cdef class Log:
     def __cinit__(self, int fd, uint64_t size, uint64_t offset, *, int event_fd=-1,
                   bint witness=False):
+        guard_install()
         self.map = map_file(fd, offset, size, "SET_LOG_BASE")
         self.c.word = <uint64_t *>self.map.start
         self.c.page_count = size * 8
@@ -142,9 +216,14 @@ cdef class Log:
         return np.asarray(_View(self, <size_t>self.c.marked, self.c.page_count // 8))
 
     def mark(self, uint64_t gpa, uint64_t size):
-        cdef marker marker
-        memset(&marker, 0, sizeof(marker))
-        marker.log = &self.c
-        log_mark(&marker, gpa, size)
-        log_flush(&marker)
+        cdef guard guard
+        cdef marking it
+        memset(&it, 0, sizeof(it))
+        it.marker.log = &self.c
+        it.gpa = gpa
+        it.size = size
+        guard.holds = one_log_holds
+        guard.owner = &self.c
+        if not guard_run(&guard, mark_body, &it):
+            raise MemoryVanished("migration log", "a page", "gone", "there until it is replaced")
         log_tell(&self.c)

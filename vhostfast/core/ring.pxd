@@ -30,8 +30,8 @@ cdef extern from "ring.h" nogil:
         marker marker
 
 
-cdef extern from "forward.h" nogil:
-    struct burst
+cdef extern from "device.h" nogil:
+    struct hands
 
 
 cdef class Ring:
@@ -42,6 +42,6 @@ cdef class Ring:
     cdef readonly Log log
     cdef readonly int kick_fd
     cdef object areas
-    cdef burst *hands
+    cdef hands *hands
     cdef int place(self, GuestMemory memory) except -1
     cdef int prepare(self) except -1

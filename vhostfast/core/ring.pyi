@@ -44,7 +44,8 @@ class Ring:
     ) -> None:
         """Begin at used.idx. `size` in entries, a power of two; `desc`, `used`, `avail` are UVAs;
         `used_log` the used ring's address for the log, None: not marked. Raises ProtocolError if
-        an area isn't in one region or not aligned there (virtio 1.3, 2.7)."""
+        an area isn't in one region or not aligned there (virtio 1.3, 2.7), MemoryVanished if it is
+        gone."""
 
     def stop(self) -> int:
         """The index to go on from: all that was taken has been given back."""
@@ -70,10 +71,11 @@ class Ring:
 
     @property
     def fault(self) -> str | None:
-        """Which rule the guest broke."""
+        """Why the ring is of no use any more: a sentence."""
 
     def want_kicks(self, wanted: bool) -> bool:
-        """Ask the guest to kick, or not to. True if more has come since we last looked."""
+        """Ask the guest to kick, or not to. True if more has come since we last looked, or if there
+        is a fault."""
 
     def receive(self, limit: int = 64) -> list[NDArray[np.uint8]]:
         """Frames that the guest has sent, without virtio header, each a private copy of shape

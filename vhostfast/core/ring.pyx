@@ -12,78 +12,55 @@ from libc.string cimport memset
 import numpy as np
 
 from vhostfast.core.memory cimport log_tell, region, region_of_uva
-from vhostfast.errors import ProtocolError
+from vhostfast.errors import MemoryVanished, ProtocolError
 
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
-cdef extern from "ring.h" nogil:
+cdef extern from "device.h" nogil:
     enum:
         CACHE_LINE
         FAULT_COUNT
+        FAULT_NONE
         FRAME_SIZE_MAX
         NET_HEADER_SIZE
-        DEVICE_READS
-        POP_GOT
-        POP_BROKEN
 
-    enum:
-        FAULT_NONE
-
-    struct span
-    struct chain:
-        uint64_t size
-        span *span
-    struct taken:
-        uint32_t head
-        uint32_t size
-    struct cursor:
-        pass
-
-    cursor chain_start(const chain *chain)
-    void chain_clear(chain *chain)
-    void cursor_read(cursor *source, void *to, uint32_t size)
-    void cursor_write(cursor *to, marker *marker, const void *source, uint32_t size)
-
-cdef extern from "nethdr.h" nogil:
-    bint nethdr_read(cursor *cursor, const chain *chain, uint32_t header_size, uint32_t *size)
-    void nethdr_write(cursor *cursor, marker *marker, uint32_t header_size, uint16_t num_buffers)
-
-cdef extern from "split.h" nogil:
-    void split_start(ring *ring)
-    int split_pop(ring *ring, chain *chain, taken *taken, int direction)
-    void split_push(ring *ring, uint32_t head, uint32_t size)
-    bint split_want_kicks(ring *ring, bint wanted)
-
-cdef extern from "forward.h" nogil:
-    enum delivery:
-        pass
     struct burst:
-        chain sent
-        chain room
-        taken *taken
-        span *sent_span
-        span *room_span
+        pass
+    struct hands:
+        ring *ring
+        uint32_t size
+        uint8_t *frame
+        burst burst
 
-    uint32_t take_room(burst *burst, ring *ring, uint64_t size, delivery *why)
-    void push_room(burst *burst, ring *ring, uint32_t count, uint64_t size)
+    void guard_install()
+    bint bell_install()
+    void burst_init(burst *burst, void *fabric)
     void ring_call(ring *ring)
-    void ring_complete(ring *ring)
+    bint ring_start(ring *ring)
+    bint ring_ask(ring *ring, bint wanted)
+    bint ring_finish(ring *ring)
+    bint hands_receive(hands *hands)
+    bint hands_send(hands *hands, const uint8_t *frame, uint32_t size)
 
 
-FAULTS = (
+_BROKE = "the guest broke its ring: "
+FAULTS = (  # enum fault, as sentences
     "none",
-    "avail.idx is ahead by more than the ring's size",
-    "a head or next descriptor outside of its table",
-    "a chain with more descriptors than the ring has",
-    "a buffer outside of guest memory",
-    "a writable buffer to be sent, or a read-only one to be filled",
-    "an indirect table that is not negotiated, nested, chained or of a wrong length",
-    "a chain of 4 GiB or more, or of too many pieces",
-    "a mergeable receive buffer smaller than the header",
+    _BROKE + "avail.idx is ahead by more than the ring's size",
+    _BROKE + "a head or next descriptor outside of its table",
+    _BROKE + "a chain with more descriptors than the ring has",
+    _BROKE + "a buffer outside of guest memory",
+    _BROKE + "a writable buffer to be sent, or a read-only one to be filled",
+    _BROKE + "an indirect table that is not negotiated, nested, chained or of a wrong length",
+    _BROKE + "a chain of 4 GiB or more, or of too many pieces",
+    _BROKE + "a mergeable receive buffer smaller than the header",
+    "guest memory is gone: its file was cut short, or there was no huge page left for it",
+    "the migration log is gone: its file was cut short",
 )
 assert len(FAULTS) == FAULT_COUNT
+bell_install()
 
 
 @cython.final
@@ -93,6 +70,7 @@ cdef class Ring:
         if self.c == NULL:
             raise MemoryError
         memset(self.c, 0, sizeof(ring))
+        guard_install()
         self.c.call_fd = self.kick_fd = -1
         self.index = index
 
@@ -117,7 +95,9 @@ cdef class Ring:
         self.areas = (desc, avail, used)
         self.place(memory)
         self.set_log(log, used_log)
-        split_start(self.c)
+        if not ring_start(self.c):
+            raise MemoryVanished(f"vring {self.index}", "memory", "gone",
+                                 "there for as long as it is shared")
         self.running = True
 
     def stop(self):
@@ -188,7 +168,7 @@ cdef class Ring:
     # What a device in Python does with a ring of its own.
 
     def want_kicks(self, bint wanted):
-        cdef bint more = split_want_kicks(self.c, wanted)
+        cdef bint more = ring_ask(self.c, wanted)
         log_tell(self.c.marker.log)
         return more
 
@@ -196,55 +176,34 @@ cdef class Ring:
         if not self.running:
             raise RuntimeError(f"ring {self.index} does not run")
         if self.hands == NULL:
-            self.hands = <burst *>calloc(1, sizeof(burst))
+            self.hands = <hands *>calloc(1, sizeof(hands))
             if self.hands == NULL:
                 raise MemoryError
-            self.hands.sent.span = self.hands.sent_span
-            self.hands.room.span = self.hands.room_span
+            self.hands.ring = self.c
+            burst_init(&self.hands.burst, NULL)
         return 0
 
     def receive(self, int limit=64):
-        cdef taken taken
-        cdef cursor frame
-        cdef uint32_t size
-        cdef uint8_t[::1] bytes_
         self.prepare()
         packets = []
-        while len(packets) < limit:
-            chain_clear(&self.hands.sent)
-            if split_pop(self.c, &self.hands.sent, &taken, DEVICE_READS) != POP_GOT:
-                break
-            frame = chain_start(&self.hands.sent)
-            if nethdr_read(&frame, &self.hands.sent, self.c.header_size, &size):
-                packet = np.empty(size, np.uint8)
-                bytes_ = packet
-                cursor_read(&frame, &bytes_[0], size)
-                packets.append(packet)
-            split_push(self.c, taken.head, 0)
-        ring_complete(self.c)
+        while len(packets) < limit and hands_receive(self.hands):
+            if self.hands.size:
+                packets.append(np.array(<uint8_t[:self.hands.size]>self.hands.frame))
+        ring_finish(self.c)
         log_tell(self.c.marker.log)
         return packets
 
     def send(self, packets):
-        cdef cursor room
-        cdef uint32_t count, sent = 0
-        cdef uint64_t whole
-        cdef delivery why
+        cdef uint32_t sent = 0
         cdef const uint8_t[::1] bytes_
         self.prepare()
         try:
             for packet in packets:
                 bytes_ = packet
-                whole = self.c.header_size + <uint64_t>bytes_.shape[0]
-                count = take_room(self.hands, self.c, whole, &why)
-                if count == 0:
+                if not hands_send(self.hands, &bytes_[0], <uint32_t>bytes_.shape[0]):
                     break
-                room = chain_start(&self.hands.room)
-                nethdr_write(&room, &self.c.marker, self.c.header_size, <uint16_t>count)
-                cursor_write(&room, &self.c.marker, &bytes_[0], <uint32_t>bytes_.shape[0])
-                push_room(self.hands, self.c, count, whole)
                 sent += 1
         finally:  # whatever a packet turns out to be, those before it are published
-            ring_complete(self.c)
+            ring_finish(self.c)
             log_tell(self.c.marker.log)
         return sent

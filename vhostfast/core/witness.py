@@ -57,8 +57,9 @@ class Witness:
     def __init__(self, maps: Iterable[tuple[int, int]]) -> None:
         self.maps = list(maps)
         self._fd = _userfaultfd()
-        self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._pagemap = -1
         try:
+            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             for address, size in self.maps:
                 register = _REGISTER.pack(address, size, _REGISTER_WP, 0)
                 fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(register))
@@ -96,7 +97,8 @@ class Witness:
                 with suppress(OSError):  # it may not have been registered yet
                     fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, _RANGE.pack(address, size))
             os.close(self._fd)
-            os.close(self._pagemap)
+            if self._pagemap >= 0:
+                os.close(self._pagemap)
             self._fd = -1
 
 
@@ -122,6 +124,8 @@ def _lacks(code: int) -> EnvironmentLacks:
             "the kernel's record of written pages is forbidden here: allow the system call"
             " userfaultfd (a container's seccomp profile often does not)"
         )
+    if code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return EnvironmentLacks(f"no record of written pages: {os.strerror(code)}")
     return EnvironmentLacks(
         f"Linux {os.uname().release} keeps no record of written pages"
         f" ({os.strerror(code)}): it takes 6.7 or newer, built with userfaultfd"

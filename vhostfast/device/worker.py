@@ -140,7 +140,7 @@ class DeviceWorker:
         """The rings of one direction (0 to the guest, 1 from it); none once there is a fault."""
         for ring in self._rings.values():
             if ring.fault is not None:
-                self._give_up(f"the guest broke its ring: {ring.fault}")
+                self._give_up(ring.fault)
         if self.fault is not None:
             return []
         return [self._rings[i] for i in sorted(self._rings) if i % 2 == direction]

@@ -18,6 +18,7 @@ from vhostfast.protocol.message import (
     U64,
     Payload,
     Request,
+    VringAddr,
     VringBase,
     VringEnable,
     VringFile,
@@ -102,11 +103,15 @@ class Frontend:
 
         Guest memory that was taken since the rings were made is given back.
         """
+        self.reset(base)
+        self.resume()
+
+    def reset(self, base: int = 0) -> None:
+        """Make all rings fresh, while the back-end leaves them alone; `resume` starts them."""
         self.memory.position = self._memory_position
         for vring in self.rings:
             vring.ring.reset(base)
             vring.base = base
-        self.resume()
 
     def resume(self) -> None:
         """Start all rings as they are, where they stopped: as after a pause of the guest."""
@@ -188,11 +193,15 @@ class Frontend:
         """SET_VRING_KICK, CALL or ERR; -1 tells that there is none."""
         self.request(request, VringFile(index, fd >= 0), [fd] if fd >= 0 else [])
 
-    def tell_ring(self, vring: Vring, *, log: bool = False) -> None:
-        """Size, base and addresses of a ring."""
+    def tell_ring(self, vring: Vring) -> None:
+        """Size, base and addresses of a ring, and while LOG_ALL is agreed that it is logged."""
         self.request(Request.SET_VRING_NUM, VringSize(vring.index, vring.size))
         self.request(Request.SET_VRING_BASE, VringBase(vring.index, vring.base))
-        self.request(Request.SET_VRING_ADDR, vring.addresses(log=log))
+        self.request(Request.SET_VRING_ADDR, self.addresses(vring))
+
+    def addresses(self, vring: Vring) -> VringAddr:
+        """The payload of SET_VRING_ADDR."""
+        return vring.addresses(log=VirtioFeature.LOG_ALL in self.features)
 
     def stop_ring(self, vring: Vring) -> int:
         """GET_VRING_BASE: once it is answered the ring is left alone. Its base."""

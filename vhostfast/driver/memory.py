@@ -8,6 +8,7 @@ and the back-end, which maps each region on its own, has to cope. The UVAs that 
 the addresses of our own map: a back-end that relied on that would be caught.
 """
 
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from vhostfast.core.driver import Mapping
 from vhostfast.errors import EnvironmentLacks
-from vhostfast.protocol.message import MemoryTable, Region
+from vhostfast.protocol.message import LOG_PAGE, MemoryTable, Region
 
 HUGE_PAGE_SIZE = 2 << 20
 UVA_OFFSET = 0x7E00_0000_0000  # UVA = GPA + this: plausible, and nowhere near our own map
@@ -27,10 +28,11 @@ UVA_OFFSET = 0x7E00_0000_0000  # UVA = GPA + this: plausible, and nowhere near o
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Adjacent regions: bytes from `gpa`, one piece for the guest."""
+    """Adjacent regions: bytes from `gpa`, one piece for the guest; and the pages they lie in."""
 
     gpa: int
     data: NDArray[np.uint8]
+    pages: NDArray[np.uint8]
 
     def holds(self, gpa: int, size: int) -> bool:
         return self.gpa <= gpa and gpa + size <= self.gpa + len(self.data)
@@ -41,7 +43,10 @@ class GuestMemory:
 
     One memfd holds them all, as QEMU's does; with `separate` each region has its own, and then
     nothing is one piece across a cut. `hugepages` takes 2 MiB pages. `uva_offset` is added to a
-    GPA to make the UVA that the back-end is told; 0 does as DPDK's virtio-user.
+    GPA to make the UVA that the back-end is told; 0 does as DPDK's virtio-user. With `apart`
+    whatever is taken has its pages to itself and begins so many bytes into the first of them, so
+    that a page tells who wrote it. The files are `sealed`, as QEMU's memfds are: nobody, and so no
+    back-end, can cut them short.
 
     `regions` (Region payloads), `fds` (one a region, this object's) and `table` are what
     SET_MEM_TABLE tells (vhost-user "Memory regions description"). Views keep the map alive, so
@@ -55,8 +60,12 @@ class GuestMemory:
         hugepages: bool = False,
         uva_offset: int = UVA_OFFSET,
         separate: bool = False,
+        apart: int | None = None,
+        sealed: bool = True,
     ) -> None:
+        self._apart = apart
         self._hugepages = hugepages
+        self._sealed = sealed
         self._runs: list[_Run] = []
         self._files: list[int] = []
         self.regions: tuple[Region, ...] = ()
@@ -76,17 +85,22 @@ class GuestMemory:
             self.regions += (Region(gpa, region_size, gpa + uva_offset, place),)
             self.fds.append(fd)
             last = self._runs[-1] if self._runs else None
+            end = place + region_size
             if last and last.gpa + len(last.data) == gpa and fd == self.fds[-2]:
-                start = place - len(last.data)
-                self._runs[-1] = _Run(last.gpa, data[start : place + region_size])
-            else:
-                self._runs.append(_Run(gpa, data[place : place + region_size]))
+                place -= len(last.data)
+                gpa = self._runs.pop().gpa
+            first = place - place % LOG_PAGE
+            whole = data[first : -(-end // LOG_PAGE) * LOG_PAGE].reshape(-1, LOG_PAGE)
+            self._runs.append(_Run(gpa, data[place:end], whole))
 
     def _open(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB | os.MFD_HUGE_2MB if self._hugepages else 0)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        flags |= os.MFD_HUGETLB | os.MFD_HUGE_2MB if self._hugepages else 0
         fd = os.memfd_create("guest-memory", flags)
         self._files.append(fd)
         os.ftruncate(fd, size)
+        if self._sealed:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         try:
             # Populated, so that no first touch falls into somebody's measurement.
             mapping = Mapping(fd, size, populate=self._hugepages)
@@ -131,13 +145,21 @@ class GuestMemory:
         """A copy of `size` bytes at `gpa`. Raises ValueError outside of memory."""
         return self.view(gpa, size).tobytes()
 
+    def pages(self) -> list[tuple[int, NDArray[np.uint8]]]:
+        """All of memory as whole pages: (number of the first, bytes of shape (n, 4096)) for each
+        piece. Where a piece ends within a page, the rest of that page is nobody's."""
+        return [(run.gpa // LOG_PAGE, run.pages) for run in self._runs]
+
     def take(self, size: int, align: int = 64) -> int:
         """The GPA of `size` bytes that nobody has taken yet. Raises ValueError if there are none.
 
         Nothing is given back singly: remember `position` and set it again.
         """
+        into = 0
+        if self._apart is not None:
+            align, into = mmap.PAGESIZE, self._apart
         for run in self._runs:
-            gpa = -(-max(run.gpa, self._position) // align) * align
+            gpa = -(-max(run.gpa, self._position) // align) * align + into
             if run.holds(gpa, size):
                 self._position = gpa + size
                 return gpa

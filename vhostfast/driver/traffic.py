@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vhostfast.core.driver import DriverRing
 from vhostfast.core.traffic import FLOWS_MAX, FRAME_MIN, Flows, Loop, Receiver, Sender
 from vhostfast.driver.frontend import Frontend
+from vhostfast.driver.vring import Vring
 from vhostfast.errors import UsageError
 from vhostfast.protocol.features import VirtioFeature
 
@@ -107,6 +108,20 @@ class Station:
     packets: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The buffers of `vring` in its guest's memory: `stride` bytes each from GPA `gpa` on."""
+
+    vring: Vring
+    gpa: int
+    stride: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of all: as many buffers as the ring has entries."""
+        return self.stride * self.vring.size
+
+
 def mac(number: int) -> bytes:
     """A locally administered MAC address."""
     return bytes([2, 0, 0, 0]) + number.to_bytes(2, "big")
@@ -138,6 +153,7 @@ class Traffic:
             raise UsageError(f"idle={idle}: give one of {', '.join(IDLES)}")
         self.stations = list(stations)
         self.load = load
+        self.pools: list[Pool] = []
         self._lanes: list[list[tuple[Sender | None, Receiver | None]]] = []
         self._flows = [Flows() for _ in self.stations]
         for station, flows in zip(self.stations, self._flows, strict=True):
@@ -155,7 +171,7 @@ class Traffic:
         try:
             if station.receives:
                 receiver = Receiver(
-                    *_buffers(frontend, frontend.receive_ring(number).ring, load.stride),
+                    *self._buffers(frontend.receive_ring(number), load.stride),
                     flows,
                     stride=load.stride,
                     header_size=frontend.header_size,
@@ -167,7 +183,7 @@ class Traffic:
             if station.sends:
                 stride = max(load.stride, _stride(max(load.sizes)))
                 sender = Sender(
-                    *_buffers(frontend, frontend.transmit_ring(number).ring, stride),
+                    *self._buffers(frontend.transmit_ring(number), stride),
                     stride=stride,
                     header_size=frontend.header_size,
                     layout=load.layout,
@@ -180,6 +196,11 @@ class Traffic:
         except ValueError as error:
             raise UsageError(str(error)) from error
         return sender, receiver
+
+    def _buffers(self, vring: Vring, stride: int) -> tuple[DriverRing, NDArray[np.uint8], int]:
+        pool = Pool(vring, vring.memory.take(stride * vring.size), stride)
+        self.pools.append(pool)
+        return vring.ring, vring.memory.view(pool.gpa, pool.size), pool.gpa
 
     def run(
         self,
@@ -226,21 +247,13 @@ class Traffic:
             total += Counters(missing=missing, reordered=reordered, repeated=repeated)
         return total
 
-    def idle_share(self) -> float:
-        """The share of its time, 0 to 1, in which the driver had nothing to do: who is measured?"""
-        busy, idle = self._loop.cycles()
-        return idle / (busy + idle) if busy + idle else 0.0
+    def cycles(self) -> tuple[int, int]:
+        """TSC cycles of turns in which something moved, and of others; at any time. By their shares
+        one sees who is measured, the back-end or the driver."""
+        return self._loop.cycles()
 
 
 def _stride(frame_size: int) -> int:
     """Room for a frame and its header, in an odd number of cache lines."""
     lines = (frame_size + 64 + 63) // 64
     return 64 * (lines | 1)
-
-
-def _buffers(
-    frontend: Frontend, ring: DriverRing, stride: int
-) -> tuple[DriverRing, NDArray[np.uint8], int]:
-    """Memory for as many buffers as the ring has entries."""
-    gpa = frontend.memory.take(stride * ring.size)
-    return ring, frontend.memory.view(gpa, stride * ring.size), gpa

@@ -1,12 +1,14 @@
 """The front-end's end of the socket: blocking, one message at a time, exact reads."""
 
+import os
 import socket
+import stat
 import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from vhostfast.errors import Disconnected, EnvironmentLacks, ProtocolError
+from vhostfast.errors import Disconnected, EnvironmentLacks, ProtocolError, UsageError
 from vhostfast.protocol.message import (
     EMPTY,
     HEADER_SIZE,
@@ -18,13 +20,18 @@ from vhostfast.protocol.message import (
 )
 
 _RETRY_S = 0.005
+_PATH_MAX = 107  # sockaddr_un's 108 bytes, less the closing zero
 
 
 def connect(path: str | Path, timeout_s: float) -> socket.socket:
     """Connect to the back-end that listens at `path`, waiting for it to come up.
 
-    Raises EnvironmentLacks if nobody serves it in time.
+    Raises UsageError for a path that no socket can have, EnvironmentLacks if nobody serves it in
+    time, if it is no socket, or if we may not.
     """
+    size = len(os.fsencode(path))
+    if not 1 <= size <= _PATH_MAX or str(path) == ".":
+        raise UsageError(f"socket '{path}': give a path of 1 to {_PATH_MAX} bytes, it has {size}")
     deadline = time.monotonic() + timeout_s
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -33,8 +40,15 @@ def connect(path: str | Path, timeout_s: float) -> socket.socket:
             return sock
         except (FileNotFoundError, ConnectionRefusedError) as error:
             sock.close()
+            if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise EnvironmentLacks(f"{path} is not a socket") from error
             if time.monotonic() > deadline:
                 raise EnvironmentLacks(f"nobody serves {path}: start the back-end") from error
+        except OSError as error:
+            sock.close()
+            may = " (it takes the right to write to it: --socket-mode of a switch)"
+            why = f"{error.strerror}{may if isinstance(error, PermissionError) else ''}"
+            raise EnvironmentLacks(f"cannot connect to {path}: {why}") from error
         time.sleep(_RETRY_S)
 
 
@@ -94,6 +108,13 @@ class Wire:
         """The answer to `request`. Raises Disconnected, or ProtocolError if it is another's."""
         header = self._read(HEADER_SIZE)
         return decode_reply(request, header, self._read(parse_header(header).size))
+
+    def answered(self, request: Request) -> bytes:
+        """An answer on whose size implementations disagree. Raises as `receive`."""
+        header = parse_header(self._read(HEADER_SIZE))
+        if header.request != request:
+            raise ProtocolError(request.name, "answered request", header.request, str(int(request)))
+        return self._read(header.size)
 
     def acknowledged(self, request: Request) -> None:
         """Wait for the acknowledgement. Raises ProtocolError if the request was refused."""

@@ -46,11 +46,16 @@ class Switch:
     def __init__(self, config: Config) -> None:
         # Not at the top: numpy and the extensions take longer to load than the sockets may.
         from vhostfast.backend.worker import Workers
-        from vhostfast.core.fabric import Fabric
+        from vhostfast.core.fabric import CALLS_NEVER_WAIT, Fabric
         from vhostfast.core.witness import Witness
 
         if config.witness:
             Witness(()).close()
+        if not CALLS_NEVER_WAIT:
+            log.warning(
+                "the system call io_setup is forbidden or /proc/sys/fs/aio-max-nr is reached:"
+                " a hostile front-end can hold up the others by its call fd"
+            )
         self._config = config
         self._fabric = Fabric(forward=config.forward)
         self._ports = [self._fabric.add_port(spec.name) for spec in config.ports]

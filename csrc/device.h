@@ -1,0 +1,125 @@
+/* A ring in the hands of a device in Python: each step under the guard, none with a Python object.
+ *
+ * Where memory has vanished a step returns false, ring->fault says what, and no later step touches
+ * the ring. A packet is copied to and from private memory only.
+ */
+#ifndef VHOSTFAST_DEVICE_H
+#define VHOSTFAST_DEVICE_H
+
+#include "forward.h"
+#include "guard.h"
+
+static bool ring_holds(const void *ring, const uint8_t *address)
+{
+    return ring_lost(ring, address) != FAULT_NONE;
+}
+
+static inline bool ring_guarded(struct ring *ring, void (*body)(void *), void *argument)
+{
+    struct guard guard = {.holds = ring_holds, .owner = ring};
+    if (ring->fault == FAULT_MEMORY || ring->fault == FAULT_LOG)
+        return false;
+    if (guard_run(&guard, body, argument))
+        return true;
+    ring->fault = ring_lost(ring, guard.vanished);
+    return false;
+}
+
+static void start_body(void *ring) { split_start(ring); }
+
+static inline bool ring_start(struct ring *ring)
+{
+    ring->fault = FAULT_NONE;
+    return ring_guarded(ring, start_body, ring);
+}
+
+struct asking {
+    struct ring *ring;
+    bool wanted, more;
+};
+
+static void ask_body(void *argument)
+{
+    struct asking *asking = argument;
+    asking->more = split_want_kicks(asking->ring, asking->wanted);
+}
+
+/* True also where the ring has a fault now: the caller has to look. */
+static inline bool ring_ask(struct ring *ring, bool wanted)
+{
+    struct asking asking = {.ring = ring, .wanted = wanted};
+    return !ring_guarded(ring, ask_body, &asking) || asking.more;
+}
+
+static void complete_body(void *ring) { ring_complete(ring); }
+
+static inline bool ring_finish(struct ring *ring)
+{
+    return ring_guarded(ring, complete_body, ring);
+}
+
+struct hands {
+    struct ring *ring;
+    uint32_t size; /* of the frame, 0: none that is lawful */
+    int got;       /* enum pop */
+    uint8_t frame[FRAME_SIZE_MAX];
+    struct burst burst;
+};
+
+static void receive_body(void *argument)
+{
+    struct hands *hands = argument;
+    struct chain *sent = &hands->burst.sent;
+    struct taken taken;
+    uint32_t size;
+    hands->size = 0;
+    chain_clear(sent);
+    hands->got = split_pop(hands->ring, sent, &taken, DEVICE_READS);
+    if (hands->got != POP_GOT)
+        return;
+    struct cursor frame = chain_start(sent);
+    if (nethdr_read(&frame, sent, hands->ring->header_size, &size)) {
+        cursor_read(&frame, hands->frame, size);
+        hands->size = size;
+    }
+    split_push(hands->ring, taken.head, 0);
+}
+
+/* The next packet that the guest sends, into hands->frame. False: none, or a broken ring. */
+static inline bool hands_receive(struct hands *hands)
+{
+    return ring_guarded(hands->ring, receive_body, hands) && hands->got == POP_GOT;
+}
+
+struct sending {
+    struct hands *hands;
+    const uint8_t *frame;
+    uint32_t size;
+    bool sent;
+};
+
+static void send_body(void *argument)
+{
+    struct sending *sending = argument;
+    struct burst *burst = &sending->hands->burst;
+    struct ring *ring = sending->hands->ring;
+    enum delivery why;
+    uint64_t whole = (uint64_t)ring->header_size + sending->size;
+    uint32_t count = take_room(burst, ring, whole, &why);
+    if (count == 0)
+        return;
+    struct cursor room = chain_start(&burst->room);
+    nethdr_write(&room, &ring->marker, ring->header_size, (uint16_t)count);
+    cursor_write(&room, &ring->marker, sending->frame, sending->size);
+    push_room(burst, ring, count, whole);
+    sending->sent = true;
+}
+
+/* A packet for the guest. False: it has no buffers for it, or a broken ring. */
+static inline bool hands_send(struct hands *hands, const uint8_t *frame, uint32_t size)
+{
+    struct sending sending = {.hands = hands, .frame = frame, .size = size};
+    return ring_guarded(hands->ring, send_body, &sending) && sending.sent;
+}
+
+#endif

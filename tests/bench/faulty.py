@@ -1,0 +1,70 @@
+"""Back-ends with a fault each, for one guest that wants back what it sends:
+
+python faulty.py good|flip|drop|twice|die|deaf|mute SOCKET
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vhostfast.backend.connection import Connection
+from vhostfast.bench.bare import BarePort, Loop
+from vhostfast.device.endpoint import Listener
+from vhostfast.device.net import NetDevice, serve
+from vhostfast.protocol.features import Offer
+
+DIES_AFTER = 1000  # packets
+
+
+class Faulty(NetDevice):
+    """Sends back what it is sent, in its own way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.count = 0
+
+    def receive(self, packets: list[NDArray[np.uint8]]) -> None:
+        self.count += len(packets)
+        if self.kind == "die" and self.count > DIES_AFTER:
+            print("out of luck", flush=True)
+            os._exit(9)
+        if self.kind == "flip":
+            for packet in packets:
+                packet[-1] ^= 1
+        if self.kind != "drop":
+            self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
+
+
+async def deaf(path: str) -> None:
+    """Agrees to everything and walks no ring."""
+    port = BarePort("deaf", Loop(null=False))
+
+    async def one(sock: socket.socket) -> str:
+        return await Connection(sock, port, Offer.net()).serve()
+
+    with Listener("deaf", path) as listener:
+        await listener.run(one)
+
+
+def mute(path: str) -> None:
+    """Listens and never answers."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen()
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    kind, path = sys.argv[1:]
+    if kind == "deaf":
+        asyncio.run(deaf(path))
+    elif kind == "mute":
+        mute(path)
+    else:
+        serve(Faulty(kind), path)

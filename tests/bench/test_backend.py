@@ -1,0 +1,163 @@
+"""Back-ends as options name them, and their processes."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vhostfast.bench import backend
+from vhostfast.bench.backend import Backend, choose, fill, running
+from vhostfast.bench.workload import Plan, Workload
+from vhostfast.errors import EnvironmentLacks, UsageError
+
+CPUS = sorted(os.sched_getaffinity(0))
+PLAN = Plan(worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+LOOP = Plan(Workload(pattern="loop"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+# Makes its sockets, notes what it was given, and waits to be ended.
+WAITS = """
+import os, signal, socket, sys
+print(os.sched_getaffinity(0), os.environ["RUNTIME_DIRECTORY"], flush=True)
+open("{note}", "w").write(str(os.getpid()))
+for path in sys.argv[1:]:
+    socket.socket(socket.AF_UNIX).bind(path)
+signal.pause()
+"""
+
+
+def python(text: str, *arguments: str) -> str:
+    """A command that runs a program's text."""
+    code = text.replace("{", "{{").replace("}", "}}").replace('"', '\\"')
+    return f'{sys.executable} -c "{code}" ' + " ".join(arguments)
+
+
+# --- Options --------------------------------------------------------------------------------------
+
+
+def test_by_default_our_own_switch_between_its_limits() -> None:
+    rows = choose(PLAN, None, [], None)
+    assert [one.name for one in rows.backends] == ["null", "bare", "vhostfast"]
+    assert (rows.subject, rows.versus) == ("vhostfast", None)
+    assert "--forward patch --mode poll" in rows.backends[-1].command
+    assert "--forward loopback" in choose(LOOP, None, [], None).backends[-1].command
+
+
+def test_a_command_against_another_of_the_same_name() -> None:
+    rows = choose(PLAN, "sleep {0} {1}", [], "/bin/sleep {1} {0}", limits=False)
+    assert [one.name for one in rows.backends] == ["other sleep", "sleep"]
+    assert (rows.subject, rows.versus) == ("sleep", "other sleep")
+
+
+def test_sockets_that_are_served_already() -> None:
+    rows = choose(PLAN, None, ["/a", "/b"], "vhostfast", limits=False)
+    assert rows.backends[-1].sockets == ("/a", "/b")
+    assert (rows.subject, rows.versus) == ("running", "vhostfast")
+
+
+@pytest.mark.parametrize(
+    ("command", "sockets", "versus", "says"),
+    [
+        ("sleep {0} {1}", ["/a", "/b"], None, "--backend and --socket: give one"),
+        (None, ["/a"], None, "--socket: 1 given, --pattern both-ways needs 2"),
+        ("sleep {0}", [], None, r"--backend 'sleep \{0\}': there is no \{1\}"),
+        ("sleep", [], None, r"there is no \{0\} nor \{1\}"),
+        ("sleep {0} {1} {2}", [], None, r"places are \{0\}, \{1\}, \{worker\}"),
+        ("sleep {0} {1} {", [], None, "write {{ for a brace"),
+        ("sleep '{0} {1}", [], None, "No closing quotation"),
+        (None, [], "dpkd", "--versus 'dpkd': there is no .* or give dpdk or vhostfast"),
+    ],
+)
+def test_wrong_usage(
+    command: str | None, sockets: list[str], versus: str | None, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        choose(PLAN, command, sockets, versus)
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(EnvironmentLacks, match="--backend: there is no program /no/such"):
+        choose(PLAN, "/no/such {0} {1}", [], None)
+
+
+def test_dpdk_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(EnvironmentLacks, match="dpdk-testpmd isn't in PATH"):
+        choose(PLAN, None, [], "dpdk")
+
+
+def test_a_mode_is_for_our_switch() -> None:
+    of = Plan(Workload(mode="adaptive"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    assert "--mode adaptive" in choose(of, "sleep {0} {1}", [], "vhostfast").backends[2].command
+    with pytest.raises(UsageError, match="--mode adaptive is of our own switch"):
+        choose(of, "sleep {0} {1}", [], None)
+
+
+def test_places_are_filled_within_words() -> None:
+    words = fill("x", "a --s=iface={0},x '{1} b' {worker}@{driver} {{}}", ["/0", "/1"], PLAN)
+    assert words == ["a", "--s=iface=/0,x", "/1 b", f"{CPUS[0]}@{CPUS[-1]}", "{}"]
+
+
+# --- Processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_is_pinned_and_stopped(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    command = python(WAITS.replace("{note}", str(note)), "{0}", "{1}")
+    with running(Backend("waits", command), PLAN) as run:
+        folder = Path(run.sockets[0]).parent
+        assert all(Path(path).is_socket() for path in run.sockets)
+        assert run.said() == f"; it said:\n{{{CPUS[0]}}} {folder}"
+        assert run.starved_ns() >= 0
+        run.require_alive()
+        pid = int(note.read_text())
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_one_that_ends_at_once_is_quoted() -> None:
+    command = python("import sys; print('no', 'luck'); sys.exit(7)", "{0}", "{1}")
+    with (
+        pytest.raises(EnvironmentLacks, match=r"^ends has ended, exit code 7; it said:\nno luck$"),
+        running(Backend("ends", command), PLAN),
+    ):
+        pass
+
+
+def test_tools_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with (
+        pytest.raises(EnvironmentLacks, match=r"setpriv isn't in PATH.* install util-linux"),
+        running(Backend("x", "x"), PLAN),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_one_that_makes_no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "START_S", 0.3)
+    with (
+        pytest.raises(EnvironmentLacks, match=r"idles has made no sockets at /.*1\.sock in 0 s"),
+        running(Backend("idles", "tail -f /dev/null"), PLAN),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_one_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "END_S", 0.2)
+    note = tmp_path / "pid"
+    stubborn = WAITS.replace("{note}", str(note)).replace(
+        "signal.pause()", "signal.signal(15, signal.SIG_IGN)\nwhile True: signal.pause()"
+    )
+    with running(Backend("stays", python(stubborn, "{0}")), LOOP):
+        pid = int(note.read_text())
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_runs_already_is_left_alone() -> None:
+    with running(Backend("running", sockets=("/a", "/b")), PLAN) as run:
+        run.require_alive()
+        assert (run.sockets, run.said(), run.starved_ns()) == (["/a", "/b"], "", 0)

@@ -1,0 +1,64 @@
+"""What the figures of some rounds come to, and that JSON keeps them all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import RATES, report
+
+from vhostfast.bench.report import load
+from vhostfast.errors import EnvironmentLacks, UsageError
+
+
+def test_medians_and_ranges() -> None:
+    rate = report().figures("64", "vhostfast")
+    assert (rate.median, rate.low, rate.high) == (12.0, 8.0, 30.0)
+    assert report().figures("64", "vhostfast", "lost").median == 0.25
+    assert report().frames() == ["64"]
+    assert report().frame_mean("64") == 64
+
+
+def test_ratios_are_of_rounds_not_of_medians() -> None:
+    ratio = report().ratio("64", "vhostfast", "dpdk")
+    assert ratio.values == (3.0, 4.0, 6.0)
+    assert (ratio.low, ratio.median, ratio.high) == (3.0, 4.0, 6.0)
+
+
+def test_who_is_held_against_whom() -> None:
+    one = report()
+    assert one.held_against("vhostfast") == ["dpdk", "bare"]
+    assert one.held_against("dpdk") == ["bare"]
+    assert one.held_against("bare") == []
+    assert one.held_against("null") == []
+    assert report({"vhostfast": (1.0,)}).held_against("vhostfast") == []
+
+
+def test_json_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(report().as_dict()))
+    assert load(path) == report()
+
+
+def test_summary_says_it_in_short() -> None:
+    rows = {row["row"]: row for row in report().as_dict()["summary"]}
+    assert list(rows) == list(RATES)
+    ours = rows["vhostfast"]
+    assert (ours["mpps"], ours["mpps_low"], ours["mpps_high"]) == (12.0, 8.0, 30.0)
+    assert ours["gbps"] == pytest.approx(12e6 * 64 * 8 / 1e9)
+    assert (ours["ratio_to_dpdk"], ours["ratio_to_bare"]) == (4.0, 0.75)
+    assert "ratio_to_bare" not in rows["null"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\xff", '{"format": 1, "rounds": 3}']
+)
+def test_files_that_are_something_else(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError, match=r"run\.json is not what vhostfast bench --json prints"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentLacks, match=r"none\.json: No such file"):
+        load(tmp_path / "none.json")

@@ -1,0 +1,122 @@
+"""A measurement is of what arrived as it was sent, or it is none."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vhostfast.bench import sample
+from vhostfast.bench.backend import Backend, null, ours, running
+from vhostfast.bench.sample import Sample, connected, measure, verify
+from vhostfast.bench.workload import Frames, Plan, Workload, parse_frames
+from vhostfast.driver.traffic import Counters
+from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
+
+CPUS = sorted(os.sched_getaffinity(0))
+FAULTY = Path(__file__).parent / "faulty.py"
+(SMALL,) = parse_frames("64")
+pytestmark = pytest.mark.slow
+
+
+def plan(**workload: object) -> Plan:
+    work = Workload(**workload)  # type: ignore[arg-type]
+    return Plan(work, seconds=0.1, warm_up_s=0.05, worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+
+
+def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, Sample]:
+    with running(backend, of) as run, connected(run, of) as guests:
+        return verify(guests, frames), measure(guests, frames)
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        {},
+        {"pattern": "one-way", "load": "touch"},
+        {"pattern": "loop", "load": "full", "mode": "adaptive"},
+        {"queues": 2, "layout": "chained", "mergeable": False, "mode": "interrupt"},
+        {"ring_size": 1024, "layout": "indirect", "load": "full"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", ["64", "imix"])
+def test_our_switch_under_every_workload(workload: dict[str, object], size: str) -> None:
+    of = plan(**workload)
+    (frames,) = parse_frames(size)
+    checked, timed = both(ours(of), of, frames)
+    sides = 2 if of.workload.pattern == "both-ways" else 1
+    assert checked.received == checked.verified == sides * of.workload.queues * 20_000
+    assert timed.mpps > 0
+    assert timed.cycles > 0
+    assert timed.lost == 0
+    assert timed.verified > 0
+    assert 0 <= timed.idle <= 1
+    assert 0 <= timed.starved <= 1
+
+
+def faulty(kind: str) -> Backend:
+    return Backend(kind, f"{sys.executable} {FAULTY} {kind} {{0}}")
+
+
+def test_a_slow_honest_one_passes() -> None:
+    checked, timed = both(faulty("good"), plan(pattern="loop", load="full"))
+    assert checked.received == checked.verified > 0
+    assert timed.mpps > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("flip", VhostfastError, r"^flip: frames of 64 bytes did not arrive as .*: \d+ corrupt of"),
+        ("twice", VhostfastError, r"^twice: .*: \d+ repeated of"),
+        ("drop", EnvironmentLacks, r"^drop took 20000 packets and delivered none"),
+        ("deaf", EnvironmentLacks, r"^deaf took no packet of 256 that were offered"),
+        ("die", EnvironmentLacks, r"^die has ended, exit code 9; it said:\nout of luck"),
+        ("mute", EnvironmentLacks, r"^mute doesn't answer at /"),
+    ],
+)
+def test_a_fault_is_a_sentence(
+    kind: str, error: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "ANSWER_S", 1.0)
+    with pytest.raises(error, match=says) as caught:
+        both(faulty(kind), plan(pattern="loop", load="full"))
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("flip", "corrupt"), ("die", "has ended, exit code 9"), ("deaf", "took no packet")],
+)
+def test_the_timed_part_sees_it_too(kind: str, says: str) -> None:
+    """Without the pass before, which would have stopped at it."""
+    of = plan(pattern="loop", load="full")
+    with (
+        pytest.raises(VhostfastError, match=says),
+        running(faulty(kind), of) as run,
+        connected(run, of) as guests,
+    ):
+        measure(guests, SMALL)
+
+
+def test_sockets_that_nobody_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "ANSWER_S", 0.2)
+    backend = Backend("running", sockets=(str(tmp_path / "a"), str(tmp_path / "b")))
+    with pytest.raises(EnvironmentLacks, match=rf"nobody serves {tmp_path}/a: start the back-end"):
+        both(backend, plan())
+
+
+def test_more_queues_than_there_are() -> None:
+    of = plan(pattern="loop", queues=2)
+    one = Backend("one", ours(of).command.replace("{0}", "{0},queues=1"))
+    with pytest.raises(UsageError, match="queue_pairs=2: the back-end has 1"):
+        both(one, of)
+
+
+def test_null_need_not_be_right() -> None:
+    of = plan(load="full")
+    with running(null(of), of) as run, connected(run, of) as guests:
+        timed = measure(guests, SMALL)
+    assert timed.mpps > 0
+    assert timed.lost == 0

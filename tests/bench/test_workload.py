@@ -1,0 +1,88 @@
+"""What can be asked of a run, and how what can't is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from vhostfast.bench.workload import HUGEPAGE, Frames, Plan, Workload, parse_frames
+from vhostfast.errors import UsageError
+
+
+def test_sizes_and_imix() -> None:
+    frames = parse_frames("60, 1514,IMIX")
+    assert [one.name for one in frames] == ["60", "1514", "imix"]
+    assert [one.mean for one in frames[:2]] == [60, 1514]
+    assert sorted(frames[2].sizes) == [60] * 7 + [590] * 4 + [1514]
+    assert frames[2].mean == pytest.approx((7 * 60 + 4 * 590 + 1514) / 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("59", "59 bytes doesn't fit: give 60 to 1514"),
+        ("1515", "1515 bytes doesn't fit"),
+        ("64,,1500", "'' is not a number"),
+        ("-64", "'-64' is not a number"),
+        ("6e1", "not a number"),
+        ("big", "'big' is not a number of bytes, nor imix"),
+        ("64,512,64", "given twice"),
+    ],
+)
+def test_sizes_that_do_not_fit(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_frames(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pattern": "round"}, "--pattern round: choose one of both-ways, one-way, loop"),
+        ({"load": "heavy"}, "--load heavy: choose one of full, touch, lean"),
+        ({"layout": "odd"}, "--layout odd: choose"),
+        ({"mode": "sleep"}, "--mode sleep: choose one of poll, interrupt, adaptive"),
+        ({"ring_size": 100}, "--ring-size 100: give a power of two, 64 to 32768"),
+        ({"ring_size": 32}, "--ring-size 32"),
+        ({"ring_size": 65536}, "--ring-size 65536"),
+        ({"queues": 0}, "--queues 0"),
+        ({"queues": 17}, "--queues 17: give 1 to 16"),
+    ],
+)
+def test_workloads_that_cannot_be(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Workload(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rounds": 0}, "at least one round"),
+        ({"seconds": 0.0}, "some time"),
+        ({"warm_up_s": -1.0}, "some time"),
+        ({"worker_cpu": 3, "driver_cpu": 3}, "both 3"),
+    ],
+)
+def test_plans_that_cannot_be(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Plan(**change)
+
+
+def test_memory_is_whole_hugepages_and_grows_with_the_rings() -> None:
+    sizes = [
+        Workload(ring_size=size, queues=queues).memory_size
+        for size, queues in ((64, 1), (256, 1), (4096, 1), (4096, 4))
+    ]
+    assert sizes == sorted(sizes)
+    assert all(size % HUGEPAGE == 0 for size in sizes)
+    assert sizes[-1] > 4 * 2 * 4096 * 2112  # the buffers alone
+
+
+def test_a_loop_has_one_guest() -> None:
+    assert [Workload(pattern=name).guests for name in ("loop", "one-way", "both-ways")] == [1, 2, 2]
+
+
+def test_a_plan_as_json() -> None:
+    plan = Plan(Workload((Frames("64", (64,)), Frames("x", (60, 70)))))
+    told = plan.as_dict()
+    assert json.loads(json.dumps(told)) == told
+    assert told["workload"]["frames"][1] == {"name": "x", "sizes": [60, 70]}

@@ -1,0 +1,130 @@
+"""`vhostfast bench` from outside: short runs against our own switch, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon import daemon, ports, wait_for
+from runs import RATES, report
+
+COMMAND = [sys.executable, "-m", "vhostfast", "bench"]
+CPUS = sorted(os.sched_getaffinity(0))
+SHORT = [
+    "--sizes=64", "--rounds=2", "--seconds=0.05", "--warm-up=0", "--hugepages=off",
+    f"--worker-cpu={CPUS[0]}", f"--driver-cpu={CPUS[-1]}",
+]  # fmt: skip
+pytestmark = pytest.mark.slow
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False)
+
+
+def measured(*options: str) -> dict[str, Any]:
+    done = run(*SHORT, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    return measured()
+
+
+def test_json(told: dict[str, Any]) -> None:
+    assert list(told["commands"]) == ["null", "bare", "vhostfast"]
+    assert told["subject"] == "vhostfast"
+    assert len(told["rounds"]) == 2
+    assert [row["row"] for row in told["summary"]] == ["null", "bare", "vhostfast"]
+    assert all(row["mpps"] > 0 for row in told["summary"])
+    assert told["plan"]["hugepages"] is False
+    assert told["machine"]["cpus"] == os.cpu_count()
+
+
+def test_table_against_another(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, *SHORT, "--pattern=loop", "--load=touch", "--versus=vhostfast"],
+        capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for word in ("loop, load touch", "4 KiB pages", "null", "other vhostfast", "x bare", "apart"):
+        assert word in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_switch_that_runs_already(tmp_path: Path) -> None:
+    sockets = [tmp_path / "a", tmp_path / "b"]
+    with daemon(*ports(*sockets), "--forward=patch", "--mode=interrupt"):
+        wait_for(*sockets)
+        told = measured("--no-limits", *[f"--socket={path}" for path in sockets])
+    assert told["commands"] == {"running": f"{sockets[0]} {sockets[1]}"}
+    assert told["summary"][0]["mpps"] > 0
+
+
+def test_nobody_is_measured_beside_one_that_polls(tmp_path: Path) -> None:
+    sockets = [tmp_path / "a", tmp_path / "b"]
+    where = ("--forward=patch", "--mode=poll", f"--cpus={CPUS[0]}")
+    with daemon(*ports(*sockets), *where):
+        wait_for(*sockets)
+        done = run(*SHORT, *[f"--socket={path}" for path in sockets])
+    assert done.returncode == 3
+    assert f"CPU {CPUS[0]} is busy" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--sizes=64,9000"], 2, "a frame of 9000 bytes doesn't fit: give 60 to 1514"),
+        (["--ring-size=1000"], 2, "--ring-size 1000: give a power of two"),
+        (["--socket=/nowhere/a"], 2, "--socket: 1 given, --pattern both-ways needs 2"),
+        (["--pattern=loop", "--no-limits", "--socket=/nowhere/a"], 3, "nobody serves /nowhere/a"),
+        (["--backend=/no/such {0} {1}"], 3, "there is no program /no/such"),
+        (["--backend=false {0} {1}"], 3, "false has ended, exit code 1"),
+        (["--driver-cpu=4095"], 3, "--driver-cpu 4095: there is no such CPU"),
+        (["--hugepages=on", "--queues=16", "--ring-size=32768"], 3, "hugepages of 2 MiB are free"),
+    ],
+)
+def test_bad_use_is_a_sentence(options: list[str], code: int, says: str) -> None:
+    done = run(*SHORT, *options)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """What --json printed: a run, the same with all our rounds better, and one of another kind."""
+    runs = {
+        "old": report(),
+        "new": report({**RATES, "vhostfast": (36.0, 32.0, 64.0)}),
+        "unlike": report(plan={**report().plan, "hugepages": True}),
+    }
+    for name, one in runs.items():
+        (tmp_path / name).write_text(json.dumps(one.as_dict()))
+    return {name: str(tmp_path / name) for name in runs}
+
+
+def test_compare(files: dict[str, str]) -> None:
+    done = run("compare", files["old"], files["new"], "--json")
+    assert done.returncode == 0, done.stderr
+    changes = {one["ratio_to"]: one for one in json.loads(done.stdout)}
+    assert list(changes) == [None, "dpdk", "bare"]
+    assert (changes[None]["factor"], changes[None]["more_than_noise"]) == (3.0, True)
+    table = run("compare", files["old"], files["new"])
+    assert table.returncode == 0, table.stderr
+    for words in ("+200.0%", "12.0 (8.00-30.0)", "more than noise", "once in 10 times"):
+        assert words in table.stdout
+
+
+def test_compare_refuses_unlike_runs(files: dict[str, str]) -> None:
+    done = run("compare", files["old"], files["unlike"])
+    assert done.returncode == 2
+    assert "hugepages was False and is True" in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,272 @@
+"""Back-ends under measurement: a command that is started, pinned and stopped here, or sockets.
+
+A command is a text such as 'my-backend --sock {0} --sock {1}': {0} and {1} become the paths of the
+sockets to serve, {worker} and {driver} the numbers of the two CPUs. It runs on the worker's CPU
+(threads that it pins itself go where it pins them), with a folder of its own in
+RUNTIME_DIRECTORY and an open pipe as stdin; SIGTERM ends it.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vhostfast.bench.workload import MODES, Plan
+from vhostfast.errors import EnvironmentLacks, UsageError
+
+TASKSET = "taskset"
+START_S = 30.0  # from the command to its sockets
+END_S = 5.0  # from SIGTERM on; then it is killed
+SAID_LINES = 8  # of its last words that are repeated if it dies
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however we end
+OURS = "vhostfast"
+TESTPMD = "dpdk-testpmd"
+TESTPMD_BUFFERS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What stands in a row: `command` as above, or `sockets` of one that runs already.
+
+    `checked`: what it delivers must be right, which can't be asked of `null`.
+    """
+
+    name: str
+    command: str = ""
+    sockets: tuple[str, ...] = ()
+    checked: bool = True
+
+
+def ours(plan: Plan) -> Backend:
+    """`vhostfast switch`."""
+    work = plan.workload
+    forward = "loopback" if work.pattern == "loop" else "patch"
+    ports = " ".join(f"--port vm{n}=vhost-user:{{{n}}}" for n in range(work.guests))
+    return Backend(
+        OURS,
+        f"{_python()} -m vhostfast switch --forward {forward} --mode {work.mode}"
+        f" --cpus {{worker}} --log-level warning {ports}",
+    )
+
+
+def bare(plan: Plan) -> Backend:
+    """One copy and no check: the limit."""
+    return _limit("bare", "copy", plan)
+
+
+def null(plan: Plan) -> Backend:
+    """Nothing at all: what the driver can do."""
+    return _limit("null", "null", plan, checked=False)
+
+
+def _limit(name: str, kind: str, plan: Plan, *, checked: bool = True) -> Backend:
+    sockets = " ".join(f"{{{n}}}" for n in range(plan.workload.guests))
+    return Backend(name, f"{_python()} -m vhostfast.bench.bare {kind} {sockets}", checked=checked)
+
+
+def dpdk(plan: Plan) -> Backend:
+    """DPDK's testpmd, two net_vhost ports and io forwarding; a single port sends back to itself.
+
+    Raises EnvironmentLacks if it isn't installed.
+    """
+    if shutil.which(TESTPMD) is None:
+        raise EnvironmentLacks(
+            f"{TESTPMD} isn't in PATH: install it (scripts/install-peers; Debian: dpdk-dev)"
+        )
+    queues, guests = plan.workload.queues, range(plan.workload.guests)
+    vdevs = " ".join(f"--vdev net_vhost{n},iface={{{n}}},queues={queues}" for n in guests)
+    memory = "--in-memory -m 64" if plan.hugepages else "--no-huge -m 192"
+    return Backend(
+        "dpdk",
+        f"{TESTPMD} --lcores 0@{{driver}},1@{{worker}} --no-pci --no-telemetry --no-shconf"
+        f" {memory} {vdevs} -- -i --auto-start --nb-cores=1 --rxq={queues}"
+        f" --txq={queues} --total-num-mbufs={TESTPMD_BUFFERS} --forward-mode=io --no-flush-rx"
+        " --disable-link-check",
+    )
+
+
+def _python() -> str:
+    return shlex.quote(sys.executable)
+
+
+PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OURS: ours}
+
+
+def parse_backend(option: str, text: str, plan: Plan) -> Backend:
+    """A preset's name, or a command. Raises UsageError, or EnvironmentLacks for no such program."""
+    if text in PRESETS:
+        return PRESETS[text](plan)
+    names = [str(number) for number in range(plan.workload.guests)]
+    missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in text]
+    if missing:
+        raise UsageError(
+            f"{option} '{text}': there is no {' nor '.join(missing)}, which become the sockets'"
+            f" paths; or give {' or '.join(PRESETS)}"
+        )
+    words = fill(option, text, names, plan)
+    if shutil.which(words[0]) is None:
+        raise EnvironmentLacks(
+            f"{option}: there is no program {words[0]}: install it or give its path"
+        )
+    return Backend(Path(words[0]).name, text)
+
+
+def fill(option: str, text: str, sockets: Sequence[str], plan: Plan) -> list[str]:
+    """The command's words, its places filled. Raises UsageError."""
+    places = {"worker": plan.worker_cpu, "driver": plan.driver_cpu}
+    try:
+        return [word.format(*sockets, **places) for word in shlex.split(text)]
+    except (ValueError, LookupError) as error:
+        raise UsageError(
+            f"{option} '{text}': {error}: places are {{0}}, {{1}}, {{worker}} and {{driver}};"
+            " write {{ for a brace"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Who has a turn, in this order: `subject` and `versus` are names of two of them."""
+
+    backends: tuple[Backend, ...]
+    subject: str
+    versus: str | None
+
+
+def choose(
+    plan: Plan,
+    backend: str | None,
+    sockets: Sequence[str],
+    versus: str | None,
+    *,
+    limits: bool = True,
+) -> Rows:
+    """What the options --backend, --socket, --versus and --limits ask for.
+
+    Raises UsageError or EnvironmentLacks.
+    """
+    guests = plan.workload.guests
+    if sockets and backend is not None:
+        raise UsageError("--backend and --socket: give one of them, it is what is measured")
+    if sockets and len(sockets) != guests:
+        raise UsageError(
+            f"--socket: {len(sockets)} given, --pattern {plan.workload.pattern} needs {guests}"
+        )
+    if sockets:
+        subject = Backend("running", sockets=tuple(sockets))
+    else:
+        subject = parse_backend("--backend", backend or OURS, plan)
+    rows = [null(plan), bare(plan)] if limits else []
+    against = None
+    if versus is not None:
+        against = parse_backend("--versus", versus, plan)
+        if against.name == subject.name:
+            against = replace(against, name=f"other {against.name}")
+        rows.append(against)
+    if plan.workload.mode != MODES[0] and OURS not in (subject.name, against and against.name):
+        raise UsageError(f"--mode {plan.workload.mode} is of our own switch, which has no row here")
+    return Rows((*rows, subject), subject.name, against.name if against else None)
+
+
+class Running:
+    """A back-end whose sockets are there."""
+
+    def __init__(self, backend: Backend, sockets: Sequence[str], output: Path | None) -> None:
+        self.name = backend.name
+        self.checked = backend.checked
+        self.sockets = list(sockets)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._output = output
+
+    def require_alive(self) -> None:
+        """Raises EnvironmentLacks, with its last words, if it has ended."""
+        if self.process is not None and (code := self.process.poll()) is not None:
+            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            raise EnvironmentLacks(f"{self.name} has ended, {how}{self.said()}")
+
+    def starved_ns(self) -> int:
+        """For how long its threads have been ready to run and were not let; 0 if not ours."""
+        if self.process is None:
+            return 0
+        return sum(map(starved_ns, Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    def said(self) -> str:
+        """Its last words, to be put at the end of a sentence."""
+        if self._output is None or not (text := self._output.read_text(errors="replace").strip()):
+            return ""
+        return "; it said:\n" + "\n".join(text.splitlines()[-SAID_LINES:])
+
+
+def starved_ns(thread: Path) -> int:
+    """For how long a thread, below /proc, has been ready to run and was not let; 0 if it is gone.
+
+    Linux, Documentation/scheduler/sched-stats.rst.
+    """
+    try:
+        return int((thread / "schedstat").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+@contextmanager
+def running(backend: Backend, plan: Plan) -> Iterator[Running]:
+    """The back-end, started unless it runs already, and stopped with the block.
+
+    Raises EnvironmentLacks if it ends, or makes no sockets.
+    """
+    if backend.sockets:
+        yield Running(backend, backend.sockets, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="vhostfast-bench-") as name:
+        folder = Path(name)
+        sockets = [str(folder / f"{number}.sock") for number in range(plan.workload.guests)]
+        run = Running(backend, sockets, folder / "output")
+        words = fill(backend.name, backend.command, sockets, plan)
+        _require_tools((DIES_WITH_US[0], TASKSET))
+        with open(folder / "output", "wb") as output:
+            run.process = subprocess.Popen(
+                [*DIES_WITH_US, TASKSET, "-c", str(plan.worker_cpu), *words],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us, who then stop it
+                env={**os.environ, "RUNTIME_DIRECTORY": str(folder)},
+            )
+        try:
+            _wait_for_sockets(run)
+            yield run
+        finally:
+            _stop(run.process)
+
+
+def _require_tools(words: Sequence[str]) -> None:
+    for word in words:
+        if shutil.which(word) is None:
+            raise EnvironmentLacks(f"{word} isn't in PATH, to pin a back-end: install util-linux")
+
+
+def _wait_for_sockets(run: Running) -> None:
+    deadline = time.monotonic() + START_S
+    while not all(Path(path).is_socket() for path in run.sockets):
+        run.require_alive()
+        if time.monotonic() > deadline:
+            raise EnvironmentLacks(
+                f"{run.name} has made no sockets at {', '.join(run.sockets)} in {START_S:.0f} s"
+                f"{run.said()}"
+            )
+        time.sleep(0.01)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,74 @@
+"""Two runs held against each other: whether they can be, and what is more than noise.
+
+A difference counts where the rounds of one run all lie beyond those of the other. Had nothing
+changed, that would come about by chance once in C(m + n, m) / 2 times, for m and n rounds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import comb
+
+from vhostfast.bench.report import Report, Spread
+from vhostfast.errors import UsageError
+
+MACHINE = ("cpu", "cpus", "kernel")  # what must be the same; hugepages are in the plan
+FREE = ("rounds",)  # of the plan: what may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure in both runs: of `row` with `frames`; `to` is the row that it is a ratio to, None
+    for millions of packets a second."""
+
+    frames: str
+    row: str
+    to: str | None
+    old: Spread
+    new: Spread
+
+    @property
+    def factor(self) -> float:
+        """New by old, of the medians."""
+        return self.new.median / self.old.median
+
+    @property
+    def is_more_than_noise(self) -> bool:
+        """Whether no round of one run lies among those of the other."""
+        return self.new.low > self.old.high or self.new.high < self.old.low
+
+    @property
+    def chance(self) -> int:
+        """Once in so many times that would be luck."""
+        return comb(len(self.old.values) + len(self.new.values), len(self.old.values)) // 2
+
+
+def compare(old: Report, new: Report) -> list[Change]:
+    """All figures of the subject that both have. Raises UsageError for unlike runs."""
+    unlike = list(_unlike(old, new))
+    if unlike:
+        raise UsageError("these runs are not of the same kind: " + "; ".join(unlike))
+    changes = []
+    for frames in new.frames():
+        rates = [one.figures(frames, one.subject) for one in (old, new)]
+        changes.append(Change(frames, new.subject, None, *rates))
+        for to in new.held_against(new.subject):
+            ratios = [one.ratio(frames, one.subject, to) for one in (old, new)]
+            changes.append(Change(frames, new.subject, to, *ratios))
+    return changes
+
+
+def _unlike(old: Report, new: Report) -> Iterator[str]:
+    """Each thing that differs and must not, with both values."""
+    before, after = _kind(old), _kind(new)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield f"{name} was {before.get(name)} and is {after.get(name)}"
+
+
+def _kind(report: Report) -> dict[str, object]:
+    kind: dict[str, object] = {name: report.machine.get(name) for name in MACHINE}
+    plan = {name: value for name, value in report.plan.items() if name not in FREE}
+    workload = dict(plan.pop("workload", {}))
+    frames = ",".join(str(one["name"]) for one in workload.pop("frames", ()))
+    rows = ", ".join(sorted(set(report.commands) - {report.subject}))
+    return kind | plan | workload | {"sizes": frames, "versus": report.versus, "rows": rows}

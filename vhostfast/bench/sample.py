@@ -1,0 +1,273 @@
+"""One measurement: the driver plays the guests of a back-end, on a thread of its own."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vhostfast.bench.backend import Running, starved_ns
+from vhostfast.bench.workload import Frames, Plan
+from vhostfast.driver.frontend import FEATURES, Frontend
+from vhostfast.driver.memory import GuestMemory
+from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac
+from vhostfast.errors import (
+    Disconnected,
+    EnvironmentLacks,
+    ProtocolError,
+    UsageError,
+    VhostfastError,
+)
+from vhostfast.protocol.features import VirtioFeature
+
+VERIFY_EVERY = 64  # packets, in the timed part
+VERIFIED_PACKETS = 20_000  # of each queue, in the pass that verifies all
+VERIFY_S = 5.0
+ANSWER_S = 5.0  # longer than any back-end takes to be there or to answer
+EDGES_S = 30.0  # more than the timed part can take longer than it should
+LOOK_S, SHORT_LOOK_S = 0.05, 0.001
+PATIENCE_S = 3.0  # for the first packet, where others keep the back-end from its CPU
+LINGER_S = 1.0  # so long nothing has moved: what has not come is lost
+FAULTS = ("corrupt", "foreign", "reordered", "repeated")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured in the timed part, both directions together.
+
+    `mpps`: millions of packets a second. `cycles`: of the time-stamp counter, in which one packet
+    went. `idle`: the share of its time, 0 to 1, that the driver waited; near 0 the figure is the
+    driver's. `lost`: the share of packets that were taken and never came. `verified`: packets of
+    which each byte was looked at. `starved`: the share of the timed part in which the back-end or
+    the driver, whoever fared worse, waited for its CPU because somebody else had it.
+    """
+
+    mpps: float
+    cycles: float
+    idle: float
+    lost: float
+    verified: int
+    starved: float
+
+
+class Guests:
+    """The guests of a back-end, connected: as many as the workload has."""
+
+    def __init__(self, run: Running, plan: Plan, stack: ExitStack) -> None:
+        self.run = run
+        self.plan = plan
+        work = plan.workload
+        features = FEATURES if work.mergeable else FEATURES & ~VirtioFeature.MRG_RXBUF
+        self.frontends: list[Frontend] = []
+        for socket in run.sockets:
+            memory = GuestMemory(((0, work.memory_size),), hugepages=plan.hugepages)
+            frontend = Frontend(
+                socket,
+                stack.enter_context(memory),
+                queue_pairs=work.queues,
+                ring_size=work.ring_size,
+                features=features,
+                timeout_s=ANSWER_S,
+            )
+            self.frontends.append(stack.enter_context(frontend))
+        agreed = self.frontends[0].features
+        if work.mergeable and VirtioFeature.MRG_RXBUF not in agreed:
+            raise UsageError(f"{run.name} offers no mergeable buffers: give --no-mergeable")
+        if work.layout == "indirect" and VirtioFeature.INDIRECT_DESC not in agreed:
+            raise UsageError(f"{run.name} offers no indirect descriptors: give another --layout")
+
+    @contextmanager
+    def traffic(
+        self, frames: Frames, kind: str, verify_every: int, packets: int | None = None
+    ) -> Iterator[Traffic]:
+        """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
+        what came is taken."""
+        for frontend in self.frontends:
+            frontend.start()
+        layout = self.plan.workload.layout
+        load = Load(kind=kind, sizes=frames.sizes, layout=layout, verify_every=verify_every)
+        traffic = Traffic(self._stations(packets), load, idle="spin")
+        yield traffic
+        for frontend in self.frontends:
+            frontend.stop()
+        traffic.finish()
+
+    def _stations(self, packets: int | None) -> list[Station]:
+        work = self.plan.workload
+        stations = [
+            Station(frontend, mac(number), mac(1 - number), number * work.queues, packets=packets)
+            for number, frontend in enumerate(self.frontends)
+        ]
+        if work.pattern == "one-way":
+            stations[0].receives = stations[1].sends = False
+        return stations
+
+    def require_right(self, frames: Frames, counters: Counters) -> None:
+        """Raises VhostfastError for a byte that is wrong, or a frame that shouldn't be there."""
+        wrong = {name: n for name in FAULTS if (n := getattr(counters, name))}
+        if wrong:
+            told = ", ".join(f"{count} {name}" for name, count in wrong.items())
+            raise VhostfastError(
+                f"{self.run.name}: frames of {frames.name} bytes did not arrive as they were sent:"
+                f" {told} of {counters.received}"
+            )
+
+
+@contextmanager
+def connected(run: Running, plan: Plan) -> Iterator[Guests]:
+    """The back-end's guests. What goes wrong with it inside is told as a sentence about it.
+
+    Raises EnvironmentLacks for a back-end that dies, doesn't answer or leaves; VhostfastError for
+    one that breaks the rules of a ring.
+    """
+    try:
+        with ExitStack() as stack:
+            yield Guests(run, plan, stack)
+    except (TimeoutError, Disconnected) as error:
+        _settle(run)
+        what = "has left" if isinstance(error, Disconnected) else "doesn't answer"
+        raise EnvironmentLacks(f"{run.name} {what} at {run.sockets[0]}{run.said()}") from error
+    except ProtocolError as error:
+        _settle(run)
+        hint = ""
+        if error.request == "used ring" and plan.workload.load == "lean":
+            hint = "; --load lean needs one that gives back in order, touch and full don't"
+        raise VhostfastError(f"{run.name}: {error}{hint}") from error
+
+
+def _settle(run: Running) -> None:
+    """If the back-end is about to be seen dead, that is what to say."""
+    time.sleep(LOOK_S)
+    run.require_alive()
+
+
+def verify(guests: Guests, frames: Frames) -> Counters:
+    """Every byte of VERIFIED_PACKETS from each queue that sends. Raises VhostfastError as above, or
+    EnvironmentLacks if nothing comes."""
+    work = guests.plan.workload
+    total = VERIFIED_PACKETS * work.queues * (2 if work.pattern == "both-ways" else 1)
+    with (
+        guests.traffic(frames, "full", 1, VERIFIED_PACKETS) as traffic,
+        _driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
+    ):
+        while not driver.future.done():
+            guests.run.require_alive()
+            time.sleep(LOOK_S)
+    counters = traffic.counters()
+    guests.require_right(frames, counters)
+    if counters.received == 0:
+        guests.run.require_alive()
+        raise EnvironmentLacks(_nothing_came(guests.run, counters))
+    return counters
+
+
+def _nothing_came(run: Running, counters: Counters) -> str:
+    if counters.done == 0:
+        return f"{run.name} took no packet of {counters.sent} that were offered{run.said()}"
+    return f"{run.name} took {counters.done} packets and delivered none{run.said()}"
+
+
+@dataclass(slots=True)
+class _Driver:
+    """The thread that turns the guests' rings."""
+
+    thread_id: int
+    future: "Future[None]"
+
+    def starved_ns(self) -> int:
+        return starved_ns(Path(f"/proc/self/task/{self.thread_id}"))
+
+
+@contextmanager
+def _driving(
+    plan: Plan, traffic: Traffic, seconds: float, expected: int | None = None
+) -> Iterator[_Driver]:
+    """Traffic on the driver's CPU, for `seconds` or until all that is expected has come."""
+
+    def settle() -> int:
+        os.sched_setaffinity(0, {plan.driver_cpu})  # of this thread alone
+        return threading.get_native_id()
+
+    def run() -> None:
+        traffic.run(seconds, linger_s=LINGER_S if expected else 0, expected=expected)
+
+    with ThreadPoolExecutor(1) as threads:
+        thread_id = threads.submit(settle).result()
+        driver = _Driver(thread_id, threads.submit(run))
+        try:
+            yield driver
+        except BaseException:
+            traffic.stop()
+            raise
+    driver.future.result()
+
+
+def measure(guests: Guests, frames: Frames) -> Sample:
+    """The timed part, after its warm-up. Raises as `verify`."""
+    plan, run = guests.plan, guests.run
+    whole_s = plan.warm_up_s + plan.seconds + EDGES_S
+    with (
+        guests.traffic(frames, plan.workload.load, VERIFY_EVERY) as traffic,
+        _driving(plan, traffic, whole_s) as driver,
+    ):
+        _wait(run, traffic, plan.warm_up_s)
+        before = _now(run, traffic, driver)
+        _wait(run, traffic, plan.seconds)
+        after = _now(run, traffic, driver)
+        traffic.stop_sending()
+    counters = traffic.counters()
+    if run.checked:
+        guests.require_right(frames, counters)
+    return _sample(run, counters, before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    counters: Counters
+    busy: int
+    idle: int
+    seconds: float
+    starved_ns: tuple[int, int]
+
+
+def _now(run: Running, traffic: Traffic, driver: _Driver) -> _Moment:
+    starved = run.starved_ns(), driver.starved_ns()
+    busy, idle = traffic.cycles()
+    return _Moment(traffic.counters(), busy, idle, time.perf_counter(), starved)
+
+
+def _wait(run: Running, traffic: Traffic, seconds: float) -> None:
+    """Sleep until the time is up and something has come, but not longer than the back-end lives."""
+    before = _packets(run, traffic.counters())
+    began = time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds + PATIENCE_S:
+        run.require_alive()
+        if spent >= seconds and _packets(run, traffic.counters()) > before:
+            break
+        time.sleep(max(min(seconds - spent, LOOK_S), SHORT_LOOK_S))
+
+
+def _packets(run: Running, counters: Counters) -> int:
+    """What counts: of a back-end that need not be right, what it gave back."""
+    return counters.received if run.checked else counters.done
+
+
+def _sample(run: Running, counters: Counters, before: _Moment, after: _Moment) -> Sample:
+    packets = _packets(run, after.counters) - _packets(run, before.counters)
+    if packets == 0:
+        raise EnvironmentLacks(_nothing_came(run, counters))
+    cycles = after.busy - before.busy + after.idle - before.idle
+    lost = counters.lost(counters.done) / counters.done if run.checked else 0.0
+    seconds = after.seconds - before.seconds
+    waited_ns = max(b - a for a, b in zip(before.starved_ns, after.starved_ns, strict=True))
+    return Sample(
+        mpps=packets / seconds / 1e6,
+        cycles=cycles / packets,
+        idle=(after.idle - before.idle) / cycles,
+        lost=max(lost, 0.0),
+        verified=counters.verified,
+        starved=min(waited_ns / seconds / 1e9, 1.0),
+    )

@@ -1,0 +1,128 @@
+"""What is asked of every back-end in one run: frames, rings, who sends; and for how long, where."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vhostfast.core.driver import RING_SIZE_MAX
+from vhostfast.driver.traffic import KINDS, LAYOUTS, STRIDE
+from vhostfast.errors import UsageError
+
+MODES = ("poll", "interrupt", "adaptive")
+PATTERNS = ("both-ways", "one-way", "loop")
+FRAME_MIN, FRAME_MAX = 60, 1514  # Ethernet's, without FCS; nothing longer crosses every back-end
+# The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes with FCS; spread out.
+IMIX = (60, 590, 60, 60, 590, 60, 1514, 60, 590, 60, 60, 590)
+QUEUES_MAX = 16
+HUGEPAGE = 2 << 20
+_RING_BYTES = 16 + 2 + 8 + 8 * 16  # of an entry: descriptor, avail, used, its indirect table
+_SLACK = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of one row, by the name that stands in it: `sizes` in bytes, without FCS, in turn."""
+
+    name: str
+    sizes: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Bytes."""
+        return sum(self.sizes) / len(self.sizes)
+
+
+def parse_frames(text: str) -> tuple[Frames, ...]:
+    """Read sizes such as 64,512,imix. Raises UsageError for one that doesn't fit."""
+    frames = tuple(_frames(word.strip().lower()) for word in text.split(","))
+    names = [one.name for one in frames]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--sizes {text}: a size is given twice")
+    return frames
+
+
+def _frames(word: str) -> Frames:
+    if word == "imix":
+        return Frames(word, IMIX)
+    if not word.isascii() or not word.isdigit():
+        raise UsageError(f"--sizes: '{word}' is not a number of bytes, nor imix")
+    size = int(word)
+    if not FRAME_MIN <= size <= FRAME_MAX:
+        raise UsageError(
+            f"--sizes: a frame of {size} bytes doesn't fit: give {FRAME_MIN} to {FRAME_MAX}"
+        )
+    return Frames(str(size), (size,))
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the guests do. `load` and `layout` as driver.traffic.Load's; `queues` are pairs a guest.
+
+    `pattern`: two guests that both send ("both-ways"), the first to the second ("one-way"), or one
+    that gets back what it sends ("loop"). `mode` is our own switch's. Raises UsageError.
+    """
+
+    frames: tuple[Frames, ...] = (Frames("64", (64,)),)
+    pattern: str = "both-ways"
+    load: str = "lean"
+    ring_size: int = 256
+    layout: str = "direct"
+    mergeable: bool = True
+    queues: int = 1
+    mode: str = "poll"
+
+    def __post_init__(self) -> None:
+        for option, value, allowed in (
+            ("pattern", self.pattern, PATTERNS),
+            ("load", self.load, KINDS),
+            ("layout", self.layout, LAYOUTS),
+            ("mode", self.mode, MODES),
+        ):
+            if value not in allowed:
+                raise UsageError(f"--{option} {value}: choose one of {', '.join(allowed)}")
+        size = self.ring_size
+        if not 64 <= size <= RING_SIZE_MAX or size & (size - 1):
+            raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
+        if not 1 <= self.queues <= QUEUES_MAX:
+            raise UsageError(f"--queues {self.queues}: give 1 to {QUEUES_MAX} queue pairs")
+
+    @property
+    def guests(self) -> int:
+        """Sockets that a back-end needs for it."""
+        return 1 if self.pattern == "loop" else 2
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of each guest, whole hugepages."""
+        size = 2 * self.queues * self.ring_size * (STRIDE + _RING_BYTES) + _SLACK
+        return -(-size // HUGEPAGE) * HUGEPAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run: the workload, `rounds` of `seconds` after `warm_up_s`, a CPU for the back-end's
+    worker and one for the driver, and whether there are hugepages for it. Raises UsageError."""
+
+    workload: Workload = field(default_factory=Workload)
+    rounds: int = 5
+    seconds: float = 1.0
+    warm_up_s: float = 0.3
+    worker_cpu: int = 0
+    driver_cpu: int = 1
+    hugepages: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.seconds <= 0 or self.warm_up_s < 0:
+            raise UsageError("--rounds, --seconds: give at least one round of some time")
+        if self.worker_cpu == self.driver_cpu:
+            raise UsageError(
+                f"--worker-cpu and --driver-cpu are both {self.worker_cpu}: who plays the virtual"
+                " machines needs a CPU of its own"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON has it: tuples are lists."""
+        plan = asdict(self)
+        plan["workload"]["frames"] = [
+            {"name": one.name, "sizes": list(one.sizes)} for one in self.workload.frames
+        ]
+        return plan
