@@ -53,6 +53,8 @@ static struct side {
     uint64_t used_gpa[RING_COUNT];
     uint16_t used_seen[RING_COUNT];
     uint16_t released[RING_COUNT];
+    uint32_t head[RING_COUNT]; /* the next free descriptor */
+    bool direct;               /* each buffer is one piece */
     struct piece piece[RING_COUNT][SIZE][PIECE_MAX]; /* what was offered, by head */
     bool marked[PAGES], expected[PAGES];
     uint64_t witnessed[PAGES / 64]; /* log.marked, where there is a witness */
@@ -249,6 +251,7 @@ static uint64_t used_place(struct side *s, uint64_t region)
 static void side_start(struct side *s, bool logs, bool mergeable, uint32_t header_size)
 {
     bool event_idx = random_below(2);
+    s->direct = random_below(2);
     s->log.marked = random_below(2) ? s->witnessed : NULL;
     uint64_t shift = random_below(RING_COUNT);
     for (uint32_t r = 0; r < REGION_COUNT; r++)
@@ -262,12 +265,13 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
         memset(ring->used, 0x5a, USED_BYTES);
         ring->used->idx = ring->avail->idx = guest->avail_idx = index;
         s->used_seen[r] = s->released[r] = index;
+        s->head[r] = 0;
         ring->regions = &s->ring[0].table;
         ring->last_region = 0;
         ring->event_idx = event_idx;
         ring->mergeable = mergeable;
         ring->header_size = header_size;
-        ring->shared = random_below(2);
+        ring->shared = random_below(4) == 0;
         ring->marker = (struct marker){.log = logs ? &s->log : NULL};
         ring->marks_used = random_below(4) != 0;
         ring->used_log = s->used_gpa[r];
@@ -286,7 +290,7 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
 static uint64_t somewhere(uint32_t size)
 {
     uint64_t edge = (BLOCK_FIRST + random_below(BLOCK_COUNT)) * WORD;
-    uint64_t low = edge - BLOCK_BEFORE, high = low + BLOCK_BYTES - size;
+    uint64_t low = edge - BLOCK_BEFORE, high = low + BLOCK_BYTES - (size > 0 ? size : 1);
     uint64_t gpa = low + random_below(high - low + 1);
     edge += random_below(3) - 1;
     if (random_below(3) == 0)
@@ -296,10 +300,11 @@ static uint64_t somewhere(uint32_t size)
     return gpa < low ? low : gpa > high ? high : gpa;
 }
 
-/* Offer `size` bytes at head `head`, mostly in one piece; the head after it. */
-static uint32_t offer(struct side *s, uint32_t r, uint32_t head, uint32_t size, uint16_t write)
+/* Offer `size` bytes, mostly in one piece; the head. */
+static uint32_t offer(struct side *s, uint32_t r, uint32_t size, uint16_t write)
 {
-    uint32_t pieces = random_below(4) ? 1 : 2 + (uint32_t)random_below(PIECE_MAX - 1);
+    uint32_t head = s->head[r];
+    uint32_t pieces = s->direct || random_below(4) ? 1 : 2 + (uint32_t)random_below(PIECE_MAX - 1);
     for (uint32_t i = 0, left = size; i < pieces; i++) {
         uint32_t part = i + 1 == pieces ? left : (uint32_t)random_below(left + 1);
         struct piece piece = {somewhere(part), part};
@@ -311,7 +316,8 @@ static uint32_t offer(struct side *s, uint32_t r, uint32_t head, uint32_t size, 
         left -= part;
     }
     guest_offer(&s->ring[r], (uint16_t)head);
-    return (head + pieces) % SIZE;
+    s->head[r] = (head + pieces) % SIZE;
+    return head;
 }
 
 /* Header and addresses, wherever the pieces of the chain at `head` lie. */
@@ -331,21 +337,18 @@ static void dress(struct side *s, uint32_t r, uint32_t head, uint32_t size)
         guest_store(s, s->piece[r][head][i].gpa, whole + done, s->piece[r][head][i].size);
 }
 
-/* No more is outstanding than the descriptors can hold: what was offered must have been used. */
+/* As many as the descriptors surely hold. */
 static void guest_offers(struct side *s, uint32_t r)
 {
-    bool sends = r % 2;
-    uint32_t header_size = s->ring[r].ring.header_size, head = 0;
-    if (s->used_seen[r] != s->ring[r].avail_idx)
-        return;
-    for (uint64_t i = random_below(SIZE / PIECE_MAX + 1); i > 0; i--) {
-        uint32_t now = head;
+    uint32_t header_size = s->ring[r].ring.header_size;
+    uint32_t waiting = (uint16_t)(s->ring[r].avail_idx - s->used_seen[r]);
+    for (uint64_t i = random_below(SIZE / PIECE_MAX + 1 - waiting); i > 0; i--) {
         uint32_t size = header_size + FRAME_SIZE_MIN + (uint32_t)random_below(i % 4 ? 120 : 2000);
         if (i % 2) /* so that frames often fill a buffer exactly */
             size = header_size + 60;
-        head = offer(s, r, head, size, sends ? 0 : VRING_DESC_WRITE);
-        if (sends)
-            dress(s, r, now, size);
+        uint32_t head = offer(s, r, size, r % 2 ? 0 : VRING_DESC_WRITE);
+        if (r % 2)
+            dress(s, r, head, size);
     }
     guest_publish(&s->ring[r]);
 }
@@ -355,8 +358,8 @@ static void guest_offers(struct side *s, uint32_t r)
 /* A value that nobody stores shows that something was stored over it. */
 static void want_kicks(struct side *s, uint32_t r)
 {
-    static const uint16_t canary = 0x5aa5;
     struct ring *ring = &s->ring[r].ring;
+    const uint16_t canary = ring->event_idx ? (uint16_t)(ring->last_avail + 0x4000) : 0x5aa5;
     uint64_t offset = ring->event_idx ? SPLIT_USED_RING + 8 * SIZE : SPLIT_USED_FLAGS;
     uint16_t *word = ring->event_idx ? split_avail_event(ring) : &ring->used->flags;
     guest_store(s, s->used_gpa[r] + offset, &canary, sizeof canary);

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from guest import AWKWARD
+from guest import AWKWARD, Guest
 from yard import Shape, Yard, mapped
 
 from vhostfast.core.memory import Log
@@ -132,3 +132,22 @@ def test_what_was_sent_before_a_packet_that_is_none_is_published_and_marked(yard
     guest.rings[0].set_log(None, None)
     guest.rings[0].want_kicks(True)  # nothing is left to be marked
     os.close(fd)
+
+
+@pytest.mark.parametrize("gone", ["guest memory", "the migration log"])
+def test_a_device_is_told_what_has_vanished(gone):
+    regions = ((0, 0x10000), (0x100000, 0x10000))
+    with Guest(regions, separate=True, sealed=False) as guest:
+        vring, ring, fd = guest.vring(16), Ring(0), os.memfd_create("log")
+        try:
+            os.ftruncate(fd, mmap.PAGESIZE)
+            addr, log = vring.addresses(), Log(fd, mmap.PAGESIZE, 0)
+            ring.start(mapped(guest), size=16, desc=addr.desc, used=addr.used, avail=addr.avail,
+                       log=log)  # fmt: skip
+            guest.memory.position = regions[1][0]
+            vring.ring.add([(guest.blank(200), 200, True)])
+            os.ftruncate(guest.memory.fds[1] if gone == "guest memory" else fd, 0)
+        finally:
+            os.close(fd)
+        ring.send([FRAME])
+        assert ring.fault.startswith(f"{gone} is gone")
