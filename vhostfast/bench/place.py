@@ -4,6 +4,7 @@ are to each other."""
 import os
 import platform
 import re
+import statistics
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from vhostfast.core.limit import Distance
 from vhostfast.errors import EnvironmentLacks, UsageError
 
 HUGEPAGES = ("auto", "on", "off")
-FREE_LOOKS, FREE_LOOK_S, FREE_MIN = 5, 0.03, 0.8  # the best look counts
+FREE_LOOKS, FREE_LOOK_S, FREE_MIN = 5, 0.05, 0.8  # the median counts
 SPARE_HUGEPAGES = 40  # for a back-end's own memory, such as testpmd's 64 MiB
 
 
@@ -105,7 +106,7 @@ def require_free(cpu: int) -> None:
     thread = threading.Thread(target=spin)
     thread.start()
     thread.join()
-    if max(shares) < FREE_MIN:
+    if statistics.median(shares) < FREE_MIN:
         raise EnvironmentLacks(
             f"CPU {cpu} is busy, perhaps with the back-end that runs already: whatever is started"
             " beside that needs a free one (--worker-cpu); --no-limits without --versus measures"
