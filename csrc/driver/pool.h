@@ -109,6 +109,12 @@ ALWAYS_INLINE uint32_t pool_get(struct pool *pool)
     return slot;
 }
 
+/* The slot that `pool_get` gives after `ahead` others. */
+ALWAYS_INLINE uint32_t pool_next(const struct pool *pool, uint32_t ahead)
+{
+    return pool->free[(pool->free_first + ahead) & (pool->slot_count - 1)];
+}
+
 ALWAYS_INLINE void pool_put(struct pool *pool, uint32_t slot)
 {
     pool->free[(pool->free_first + pool->free_count) & (pool->slot_count - 1)] = (uint16_t)slot;

@@ -66,6 +66,14 @@ static inline void traffic_tell(struct driver_ring *ring)
         driver_signal(ring);
 }
 
+/* The next `count` used elements. The back-end had these lines last, and they come from its cache:
+ * all of a burst at once, not one by one. */
+ALWAYS_INLINE void station_look_at_used(const struct driver_ring *ring, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i += CACHE_LINE / sizeof(struct vring_used_element))
+        __builtin_prefetch(&ring->used->ring[(ring->used_next + i) & (ring->size - 1)], 0);
+}
+
 /* --- Sending --- */
 
 ALWAYS_INLINE uint32_t sender_size(const struct sender *sender, uint64_t sequence)
@@ -80,6 +88,8 @@ ALWAYS_INLINE uint32_t sender_offer(struct sender *sender, enum load load)
     uint64_t left = sender->limit - sender->sent, sequence = sender->sent, bytes = 0;
     uint32_t count = pool->free_count < TRAFFIC_BURST ? pool->free_count : TRAFFIC_BURST;
     count = left < count ? (uint32_t)left : count;
+    for (uint32_t i = 0; i < count; i++)
+        __builtin_prefetch(pool_slot(pool, pool_next(pool, i)), 1);
     for (uint32_t i = 0; i < count; i++, sequence++) {
         uint32_t slot = pool_get(pool);
         uint8_t *frame = pool_frame(pool, slot);
@@ -107,6 +117,8 @@ static inline int sender_reclaim(struct sender *sender)
 {
     struct pool *pool = &sender->pool;
     int count = driver_used_count(pool->ring);
+    if (count > 0)
+        station_look_at_used(pool->ring, (uint32_t)count);
     for (int i = 0; i < count; i++) {
         struct vring_used_element element = driver_element(pool->ring, pool->ring->used_next);
         int slot = pool_back(pool, element.id);
@@ -241,12 +253,25 @@ ALWAYS_INLINE int receiver_take(struct receiver *receiver, struct tally *tally, 
     return 1;
 }
 
+/* The first lines of what has come. */
+ALWAYS_INLINE void receiver_look_at_frames(const struct receiver *receiver, uint32_t count)
+{
+    const struct pool *pool = &receiver->pool;
+    station_look_at_used(pool->ring, count);
+    for (uint32_t i = 0; i < count; i++) {
+        uint16_t index = (uint16_t)(pool->ring->used_next + i);
+        uint32_t slot = driver_element(pool->ring, index).id >> pool->head_shift;
+        __builtin_prefetch(pool_slot(pool, slot & (pool->slot_count - 1)), 1);
+    }
+}
+
 ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
 {
     struct tally tally = {0};
     int waiting = driver_used_count(receiver->pool.ring), taken = 0;
     if (waiting <= 0)
         return waiting;
+    receiver_look_at_frames(receiver, waiting < TRAFFIC_BURST ? (uint32_t)waiting : TRAFFIC_BURST);
     for (uint32_t i = 0; i < TRAFFIC_BURST && taken < waiting; i++) {
         int count = receiver_take(receiver, &tally, (uint32_t)(waiting - taken),
                                   load == LOAD_FULL);
