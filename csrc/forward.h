@@ -273,13 +273,22 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     return true;
 }
 
-/* A descriptor of the common shape: checked, and wholly in one region. */
+/* A chain of a common shape, checked: the frame lies in the header's descriptor, right behind it;
+ * or, `paired`, in any place of its own. */
 struct direct {
-    uint8_t *host;
+    uint8_t *header;
     uint64_t gpa;
-    uint32_t size;
+    uint32_t size; /* with the header */
     uint32_t head;
+    uint8_t *frame; /* paired only */
+    uint64_t frame_gpa;
 };
+
+ALWAYS_INLINE uint8_t *direct_frame(const struct direct *direct, uint32_t header_size,
+                                    const bool paired)
+{
+    return paired ? direct->frame : direct->header + header_size;
+}
 
 /* Two calls, for the compiler wants the kind of access as a literal. */
 ALWAYS_INLINE void prefetch(const uint8_t *at, const enum direction direction)
@@ -297,10 +306,59 @@ ALWAYS_INLINE void prefetch_used(struct ring *ring, uint32_t count)
         __builtin_prefetch(&ring->used->ring[(ring->used_next + i) & (ring->size - 1)], 1);
 }
 
-/* Look ahead, taking nothing, at up to `wanted` chains; stop at the first that isn't one direct
- * descriptor. */
+/* Header and frame in a descriptor each, of the ring or of a table of their own. */
+ALWAYS_INLINE bool peek_pair(struct ring *ring, struct vring_desc desc, struct direct *direct,
+                             const enum direction direction)
+{
+    const struct vring_desc *table = ring->desc;
+    uint32_t count = ring->size;
+    uint64_t reach;
+    if (desc.flags == VRING_DESC_INDIRECT) {
+        table = (const void *)region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+        if (table == NULL || desc.len != 2 * sizeof *table || desc.len > reach || count < 2 ||
+            !ring->indirect)
+            return false;
+        desc = load_once_desc(table);
+        count = 2;
+    }
+    direct->header = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+    direct->gpa = desc.addr;
+    if (desc.flags != (direction | VRING_DESC_NEXT) || desc.len != ring->header_size ||
+        direct->header == NULL || desc.len > reach || desc.next >= count)
+        return false;
+    desc = load_once_desc(&table[desc.next]);
+    direct->frame = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+    direct->frame_gpa = desc.addr;
+    direct->size = ring->header_size + desc.len; /* one that wraps is too small, and left */
+    prefetch(direct->header, direction);
+    prefetch(direct->frame, direction);
+    prefetch(direct->frame + CACHE_LINE, direction);
+    return desc.flags == direction && direct->frame != NULL && desc.len <= reach;
+}
+
+ALWAYS_INLINE bool peek_single(struct ring *ring, struct vring_desc desc, struct direct *direct,
+                               const enum direction direction, const bool paired)
+{
+    uint64_t reach;
+    uint8_t *host = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+    if (unlikely(desc.flags != direction || host == NULL || desc.len > reach))
+        return false;
+    prefetch(host, direction);
+    prefetch(host + CACHE_LINE, direction);
+    direct->header = host;
+    direct->gpa = desc.addr;
+    direct->size = desc.len;
+    if (paired) {
+        direct->frame = host + ring->header_size;
+        direct->frame_gpa = desc.addr + ring->header_size;
+    }
+    return true;
+}
+
+/* Look ahead, taking nothing, at up to `wanted` chains; stop at the first that isn't of a common
+ * shape. */
 ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uint32_t wanted,
-                                   const enum direction direction)
+                                   const enum direction direction, const bool paired)
 {
     int waiting = split_waiting(ring, wanted);
     uint32_t limit = waiting < (int)wanted ? (uint32_t)(waiting < 0 ? 0 : waiting) : wanted;
@@ -311,15 +369,31 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
         if (unlikely(head >= ring->size))
             return i;
         struct vring_desc desc = load_once_desc(&ring->desc[head]);
-        uint64_t reach;
-        uint8_t *host = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
-        if (unlikely(desc.flags != direction || host == NULL || desc.len > reach))
+        if (!peek_single(ring, desc, &direct[i], direction, paired) &&
+            !(paired && peek_pair(ring, desc, &direct[i], direction)))
             return i;
-        prefetch(host, direction);
-        prefetch(host + CACHE_LINE, direction);
-        direct[i] = (struct direct){.host = host, .gpa = desc.addr, .size = desc.len, .head = head};
+        direct[i].head = head;
     }
     return limit;
+}
+
+/* What was stored into these buffers: a header and a frame of the size of the one sent. */
+ALWAYS_INLINE void direct_mark_group(struct ring *to, const struct direct *room,
+                                     const struct direct *sent, uint32_t skip, uint32_t count,
+                                     const bool paired)
+{
+    const uint32_t header_size = to->header_size;
+    struct log_run run = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t size = sent[i].size - skip;
+        if (!paired || room[i].frame_gpa == room[i].gpa + header_size) {
+            log_run_mark(&to->marker, &run, room[i].gpa, header_size + size);
+        } else {
+            log_run_mark(&to->marker, &run, room[i].gpa, header_size);
+            log_run_mark(&to->marker, &run, room[i].frame_gpa, size);
+        }
+    }
+    log_run_end(&to->marker, &run);
 }
 
 ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
@@ -335,26 +409,29 @@ ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
  * off was not there. Returns how many went; the next one isn't of the common shape, or there is
  * no next one. */
 ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const struct direct *sent,
-                                   uint32_t sent_count, uint64_t *bytes, const uint32_t width)
+                                   uint32_t sent_count, uint64_t *bytes, const uint32_t width,
+                                   const bool paired)
 {
     struct direct room[GROUP_SIZE];
     const uint32_t skip = from->header_size, header_size = to->header_size;
-    uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES), i;
+    uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES, paired), i;
     for (i = 0; i < limit; i++) {
         uint32_t size = sent[i].size - skip;
         if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
                      room[i].size < header_size + size))
             break;
-        if (unlikely(*(const volatile u64_any *)sent[i].host & NET_HEADER_OFFLOADS))
+        if (unlikely(*(const volatile u64_any *)sent[i].header & NET_HEADER_OFFLOADS))
             break;
-        store_net_header(room[i].host, header_size);
+        store_net_header(room[i].header, header_size);
         /* step: bytes */
-        copy_bytes(room[i].host + header_size, sent[i].host + skip, size, width);
-        log_mark(&to->marker, room[i].gpa, header_size + size);
+        copy_bytes(direct_frame(&room[i], header_size, paired),
+                   direct_frame(&sent[i], skip, paired), size, width);
         split_push(to, room[i].head, header_size + size);
         split_push(from, sent[i].head, 0);
         *bytes += size;
     }
+    if (unlikely(to->marker.log != NULL))
+        direct_mark_group(to, room, sent, skip, i, paired);
     from->last_avail += (uint16_t)i;
     to->last_avail += (uint16_t)i;
     return i;
@@ -363,7 +440,8 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
 /* The port that the first of these frames is for, and how many in a row; NULL where the general
  * path has to decide. */
 ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *source,
-                                         const struct direct *sent, uint32_t *limit)
+                                         const struct direct *sent, uint32_t *limit,
+                                         const bool paired)
 {
     struct fabric *fabric = burst->fabric;
     if (fabric->policy != POLICY_LEARN)
@@ -373,7 +451,7 @@ ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *sou
     for (; run < *limit; run++) {
         if (unlikely(sent[run].size < source->ring->header_size + FRAME_SIZE_MIN))
             break;
-        const uint8_t *frame = sent[run].host + source->ring->header_size;
+        const uint8_t *frame = direct_frame(&sent[run], source->ring->header_size, paired);
         uint64_t to = mac_load(frame), from = mac_load(frame + 6);
         if (run > 0 && (to != target || from != sender))
             break;
@@ -392,25 +470,39 @@ ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *sou
 
 /* The direct path: a group of packets to one receiver. Returns how many went. */
 ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source,
-                                      const uint32_t width)
+                                      const uint32_t width, const bool paired)
 {
     struct direct sent[GROUP_SIZE];
-    uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS);
+    uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS, paired);
     if (limit == 0)
         return 0;
-    struct port *to = direct_target(burst, source, sent, &limit);
+    struct port *to = direct_target(burst, source, sent, &limit, paired);
     struct ring *ring = port_receiver(to, source->queue);
     if (ring == NULL)
         return 0;
     uint64_t bytes = 0;
     ring_lock(burst, ring);
-    uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width);
+    uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width, paired);
     count(burst, source->port, RX_PACKETS, moved);
     count(burst, source->port, RX_BYTES, bytes);
     count(burst, to, TX_PACKETS, moved);
     count(burst, to, TX_BYTES, bytes);
     ring_release(burst, ring);
     return moved;
+}
+
+/* A guest's chains are of one shape for long: what the last group was is tried first. */
+ALWAYS_INLINE uint32_t forward_alike(struct burst *burst, struct source *source,
+                                     const uint32_t width)
+{
+    uint32_t group = 0;
+    for (int shape = 0; shape < 2 && group == 0; shape++) {
+        group = source->paired ? forward_direct(burst, source, width, true)
+                               : forward_direct(burst, source, width, false);
+        if (unlikely(group == 0))
+            source->paired = !source->paired;
+    }
+    return group;
 }
 
 /* A source's turn: up to BURST_SIZE packets, or as many pieces as that many packets may reasonably
@@ -423,7 +515,7 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
     uint32_t moved = 0, pieces = 0;
     source->waits_for = NULL;
     while (moved < BURST_SIZE && pieces < pieces_max) {
-        uint32_t group = forward_direct(burst, source, width);
+        uint32_t group = forward_alike(burst, source, width);
         moved += group;
         if (likely(group > 0))
             continue;

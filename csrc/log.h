@@ -38,20 +38,34 @@ static inline bool log_holds(const struct log *log, const uint8_t *host)
     return log != NULL && (uintptr_t)host - (uintptr_t)log->word < (log->page_count + 7) / 8;
 }
 
+/* What is set already is left alone: most bits are, from one look of the front-end to its next. */
+ALWAYS_INLINE void log_set_word(uint64_t *word, uint64_t bits)
+{
+    bits &= ~load_once_u64(word); /* step: test */
+    if (bits != 0)
+        or_u64(word, bits); /* step: bit */
+}
+
+/* The gathered bits go out, behind a full fence (E) and what was stored before it. */
+static inline void log_set(struct marker *marker)
+{
+    struct log *log = marker->log;
+    for (uint32_t i = 0; i < marker->count; i++)
+        log_set_word(&log->word[marker->word[i].index], marker->word[i].bits);
+    for (uint32_t i = 0; marker->count > 0 && log->marked != NULL && i < marker->count; i++)
+        log_set_word(&log->marked[marker->word[i].index], marker->word[i].bits);
+    if (marker->count > 0 && log->event_fd >= 0)
+        store_once_u32(&log->news, 1);
+    marker->count = 0;
+}
+
 /* Everything stored before is visible before its bit. */
 static inline void log_flush(struct marker *marker)
 {
     if (marker->count == 0)
         return;
-    struct log *log = marker->log;
     fence_full(); /* E; step: fence */
-    for (uint32_t i = 0; i < marker->count; i++)
-        or_u64(&log->word[marker->word[i].index], marker->word[i].bits); /* step: bit */
-    for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
-        or_u64(&log->marked[marker->word[i].index], marker->word[i].bits); /* step: bit */
-    if (log->event_fd >= 0)
-        store_once_u32(&log->news, 1);
-    marker->count = 0;
+    log_set(marker);
 }
 
 /* Once a slice. */
@@ -96,6 +110,28 @@ static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
         log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
         page = (index + 1) * 64;
     }
+}
+
+/* Neighbours, marked as one: between them is less than a page, so none that was not stored to. */
+struct log_run {
+    uint64_t start, end; /* GPA; equal: nothing yet */
+};
+
+ALWAYS_INLINE void log_run_end(struct marker *marker, const struct log_run *run)
+{
+    log_mark(marker, run->start, run->end - run->start);
+}
+
+/* As log_mark, once the run has ended, of a size that is not 0. A run begins with {0}: what lies
+ * within a page of that is on page 0. */
+ALWAYS_INLINE void log_run_mark(struct marker *marker, struct log_run *run, uint64_t gpa,
+                                uint64_t size)
+{
+    if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT)) {
+        log_run_end(marker, run);
+        run->start = gpa;
+    }
+    run->end = gpa + size;
 }
 
 #endif

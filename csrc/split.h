@@ -156,18 +156,18 @@ static inline bool split_publish(struct ring *ring)
         return false;
     log_flush(&ring->marker);
     store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
+    fence_full(); /* C for wants_call, E for these marks; step: fence */
     if (unlikely(ring->marker.log != NULL)) {
         split_mark_elements(ring, ring->used_published, ring->used_next);
-        log_flush(&ring->marker);
+        log_set(&ring->marker);
     }
     ring->used_published = ring->used_next;
     return true;
 }
 
-/* 2.7.7.2. The first test after a start is always yes. */
+/* 2.7.7.2; behind the fence (C) of publish. The first test after a start is always yes. */
 static inline bool split_wants_call(struct ring *ring)
 {
-    fence_full(); /* C */
     if (!ring->event_idx)
         return !(load_once_u16(&ring->avail->flags) & VRING_AVAIL_NO_INTERRUPT);
     uint16_t event = load_once_u16(split_used_event(ring));

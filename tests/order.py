@@ -48,18 +48,18 @@ STEPS = {
     "gather used": "log_mark",  # the used ring's bit is kept
     "element": "store_once_used",
     "fence": "fence_full",
+    "test": "load_once_u64",  # only the kept bits that aren't set are kept on
     "bit": "or_u64",  # the kept bits go into the log
     "used.idx": "store_release_u16",
     # Only in orders that aren't ours:
     "release": "",  # a fence for stores alone
-    "test": "",  # keep only bits that aren't set
     "load": "",  # the first half of an or that isn't atomic
     "store": "",  # the second
     "hold log": "",  # remember the log's address, over an answer
     "forget": "",  # drop the kept bits
 }
 
-KICKS = ("answer", "kicks", "gather used", "fence", "bit")
+KICKS = ("answer", "kicks", "gather used", "fence", "test", "bit")
 # Nobody else sees these, so they are taken together with the step after them.
 PRIVATE = {"answer", "pop", "gather", "gather used", "fence", "hold log", "forget"}
 

@@ -175,8 +175,8 @@ def test_banned_words(pattern, where, except_in, why):
 STORES = {
     "cursor_write": (1, "cursor_write"),
     "cursor_copy": (1, "cursor_copy"),
-    "store_net_header": (3, "copy_direct"),
-    "copy_direct": (2, "copy_direct"),  # and *bytes
+    "store_net_header": (3, "direct_mark_group"),
+    "copy_direct": (2, "direct_mark_group"),  # and *bytes
     "split_push": (1, "split_publish"),
     "split_publish": (1, "split_publish"),
     "split_store_kicks": (2, "split_store_kicks"),
@@ -184,16 +184,16 @@ STORES = {
 }
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
-    "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "log_flush",
-    "log_tell", "nethdr_read", "peek_direct", "region_at", "ring_lock", "ring_unlock",
+    "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "log_set",
+    "log_set_word", "log_tell", "nethdr_read", "region_at", "ring_lock", "ring_unlock",
     "split_table_entry", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
     "chain_append", "cursor_read", "split_used_event", "split_avail_event", "split_waiting",
     "split_table_entry", "split_walk", "split_pop", "split_wants_call", "split_want_kicks",
-    "prefetch_used", "peek_direct", "direct_target", "inject", "region_at", "region_table_holds",
-    "log_holds",
+    "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject", "region_at",
+    "region_table_holds", "log_holds",
 }  # fmt: skip
 # Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. What a
 # device sends is stored by csrc; `write` marks nothing, and says so; the others find addresses,
@@ -283,7 +283,7 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 2300, files("csrc/*.h")),
+    ("csrc", 2400, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

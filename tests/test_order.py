@@ -10,15 +10,21 @@ from order import KICKS, ROUNDS, STEPS, End, Memory, Model
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/migration.md").read_text()
 
-OURS = "answer, pop, bytes, gather, element, fence, bit, used.idx, gather used, fence, bit"
+PUBLISHES = "fence, test, bit, used.idx, fence, gather used, test, bit"
+OURS = "answer, pop, bytes, gather, element, " + PUBLISHES
+OURS_DIRECT = "answer, pop, bytes, element, gather, " + PUBLISHES
 TWO_PACKETS = OURS.replace("bytes, gather", "bytes, gather, bytes, gather")
+# The simplest that is right; what is wrong with it is found out with each of its pieces displaced.
+UNTESTED = "answer, pop, bytes, gather, element, fence, bit, used.idx, gather used, fence, bit"
+TWO_UNTESTED = UNTESTED.replace("bytes, gather", "bytes, gather, bytes, gather")
 RIGHT = {
     "ours": OURS,
+    "ours, direct path": OURS_DIRECT,
     "ours, two packets": TWO_PACKETS,
     # What log_gather does when there is no more room.
-    "unbatched": TWO_PACKETS.replace("gather,", "gather, fence, bit,", 2),
-    "a fence for stores, as no bit is tested": OURS.replace("fence", "release"),
-    "tested before set, behind the full fence": OURS.replace("bit", "test, bit"),
+    "unbatched": TWO_PACKETS.replace("gather,", "gather, fence, test, bit,", 2),
+    "untested": UNTESTED,
+    "a fence for stores, as no bit is tested": UNTESTED.replace("fence", "release"),
 }
 
 HAPPENS = {
@@ -37,7 +43,7 @@ WRONG = {
         "the bit is taken and the page copied before the bytes are there",
     ),
     "no fence between bytes and bit": (
-        OURS.replace("element, fence, bit", "element, bit"),
+        UNTESTED.replace("element, fence, bit", "element, bit"),
         WEAK,
         "the same, where an atomic or may overtake stores",
     ),
@@ -47,27 +53,32 @@ WRONG = {
         "killed between the two: the guest has the buffer, nobody will ever mark it",
     ),
     "tested before set, no fence": (
-        OURS.replace("fence, bit", "test, bit"),
+        UNTESTED.replace("fence, bit", "test, bit"),
         EVERYWHERE,
         "an old bit is found set while the bytes wait; it is taken, the old page copied",
     ),
     "tested before set, behind a fence for stores": (
-        OURS.replace("fence", "release").replace("bit", "test, bit"),
+        UNTESTED.replace("fence", "release").replace("bit", "test, bit"),
         EVERYWHERE,
         "the same: such a fence lets the load pass the stores before it",
     ),
     "tested before the fence": (
-        OURS.replace("fence, bit", "test, fence, bit"),
+        UNTESTED.replace("fence, bit", "test, fence, bit"),
         EVERYWHERE,
         "the same: the fence is too late",
     ),
+    "used ring tested with no fence behind used.idx": (
+        OURS.replace("used.idx, fence", "used.idx"),
+        AFTER_ANSWER,
+        "the same, for the page of used.idx",
+    ),
     "an or that isn't atomic": (
-        OURS.replace("bit", "load, store"),
+        UNTESTED.replace("bit", "load, store"),
         EVERYWHERE,
         "another ring's bit, set between load and store, is gone",
     ),
     "used ring never marked": (
-        OURS.removesuffix(", gather used, fence, bit"),
+        UNTESTED.removesuffix(", gather used, fence, bit"),
         AFTER_ANSWER,
         "the copy's used.idx stays behind what the guest has seen",
     ),
@@ -77,12 +88,12 @@ WRONG = {
         "the same, if the bit is taken at once",
     ),
     "no fence between used.idx and its bit": (
-        OURS.removesuffix("fence, bit") + "bit",
+        UNTESTED.removesuffix("fence, bit") + "bit",
         AFTER_ANSWER_WEAK,
         "the same, where an atomic or may overtake stores",
     ),
     "a page marked once a burst": (
-        TWO_PACKETS.replace("gather, bytes, gather", "gather, fence, bit, bytes"),
+        TWO_UNTESTED.replace("gather, bytes, gather", "gather, fence, bit, bytes"),
         EVERYWHERE,
         "its bit is taken between the first packet on it and the second",
     ),
@@ -92,17 +103,17 @@ WRONG = {
         "there may be no next burst",
     ),
     "bits dropped where a burst is cut": (
-        OURS.replace("element, fence", "element, forget, fence"),
+        UNTESTED.replace("element, fence", "element, forget, fence"),
         EVERYWHERE,
         "what was pushed is published all the same",
     ),
     "answered before the used ring's bit": (
-        OURS.replace("gather used", "answer, gather used"),
+        UNTESTED.replace("gather used", "answer, gather used"),
         AFTER_ANSWER,
         "the last look comes before the bit",
     ),
     "old log marked after SET_LOG_BASE's reply": (
-        "hold log, " + OURS,
+        "hold log, " + UNTESTED,
         EVERYWHERE,
         "nobody looks there any more",
     ),
@@ -231,10 +242,12 @@ def once(taken: list[str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("path", [["copy_direct", "ring_complete"], ["deliver"]], ids=" ".join)
-def test_csrc_takes_our_steps(path):
-    taken = [step for function in ["worker_rest", *path] for step in taken_by(function)]
-    assert once(taken) == OURS
+@pytest.mark.parametrize(
+    ("path", "ours"), [("copy_direct ring_complete", OURS_DIRECT), ("deliver", OURS)]
+)
+def test_csrc_takes_our_steps(path, ours):
+    taken = [step for function in ["worker_rest", *path.split()] for step in taken_by(function)]
+    assert once(taken) == ours
 
 
 @pytest.mark.parametrize("function", ["split_store_kicks", "split_start"])
