@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/driver/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
-.PHONY: build test test-peers mutate demo wheel clean
+.PHONY: build test test-peers bench instructions mutate demo wheel clean
 
 build: $(STAMP)
 
@@ -23,6 +23,15 @@ test: build
 
 test-peers: build
 	$(BIN)/python -m pytest -q -m peers
+
+# Each step of the data path, and each part of the control plane: us a call (bench/subjects.py).
+bench: build
+	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-group-by=group --benchmark-sort=name \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-time-unit=us --benchmark-max-time=0.3
+
+# Instructions a packet against those stored, by valgrind.
+instructions: build
+	$(BIN)/python bench/instructions.py
 
 # Whether a test fails for each call that marks, removed or displaced (docs/migration.md).
 mutate: build
