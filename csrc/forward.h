@@ -356,9 +356,9 @@ ALWAYS_INLINE bool peek_single(struct ring *ring, struct vring_desc desc, struct
 }
 
 /* Look ahead, taking nothing, at up to `wanted` chains; stop at the first that isn't of a common
- * shape. */
+ * shape. `odd`: that was the very first. */
 ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uint32_t wanted,
-                                   const enum direction direction, const bool paired)
+                                   const enum direction direction, const bool paired, bool *odd)
 {
     int waiting = split_waiting(ring, wanted);
     uint32_t limit = waiting < (int)wanted ? (uint32_t)(waiting < 0 ? 0 : waiting) : wanted;
@@ -370,8 +370,10 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
             return i;
         struct vring_desc desc = load_once_desc(&ring->desc[head]);
         if (!peek_single(ring, desc, &direct[i], direction, paired) &&
-            !(paired && peek_pair(ring, desc, &direct[i], direction)))
+            !(paired && peek_pair(ring, desc, &direct[i], direction))) {
+            *odd = i == 0;
             return i;
+        }
         direct[i].head = head;
     }
     return limit;
@@ -410,11 +412,11 @@ ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
  * no next one. */
 ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const struct direct *sent,
                                    uint32_t sent_count, uint64_t *bytes, const uint32_t width,
-                                   const bool paired)
+                                   const bool paired, bool *odd)
 {
     struct direct room[GROUP_SIZE];
     const uint32_t skip = from->header_size, header_size = to->header_size;
-    uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES, paired), i;
+    uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES, paired, odd), i;
     for (i = 0; i < limit; i++) {
         uint32_t size = sent[i].size - skip;
         if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
@@ -470,10 +472,10 @@ ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *sou
 
 /* The direct path: a group of packets to one receiver. Returns how many went. */
 ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source,
-                                      const uint32_t width, const bool paired)
+                                      const uint32_t width, const bool paired, bool *odd)
 {
     struct direct sent[GROUP_SIZE];
-    uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS, paired);
+    uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS, paired, odd);
     if (limit == 0)
         return 0;
     struct port *to = direct_target(burst, source, sent, &limit, paired);
@@ -482,7 +484,7 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
         return 0;
     uint64_t bytes = 0;
     ring_lock(burst, ring);
-    uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width, paired);
+    uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width, paired, odd);
     count(burst, source->port, RX_PACKETS, moved);
     count(burst, source->port, RX_BYTES, bytes);
     count(burst, to, TX_PACKETS, moved);
@@ -491,36 +493,28 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
     return moved;
 }
 
-/* A guest's chains are of one shape for long: what the last group was is tried first. */
-ALWAYS_INLINE uint32_t forward_alike(struct burst *burst, struct source *source,
-                                     const uint32_t width)
-{
-    uint32_t group = 0;
-    for (int shape = 0; shape < 2 && group == 0; shape++) {
-        group = source->paired ? forward_direct(burst, source, width, true)
-                               : forward_direct(burst, source, width, false);
-        if (unlikely(group == 0))
-            source->paired = !source->paired;
-    }
-    return group;
-}
-
-/* A source's turn: up to BURST_SIZE packets, or as many pieces as that many packets may reasonably
- * have, so that a guest with endless chains has no more of the worker than others. Returns how many
- * packets were taken. */
+/* A source's turn: up to BURST_SIZE packets, or TURN_PIECES_MAX pieces, so that a guest
+ * with endless chains has no more of the worker than others. The number of packets taken. */
 ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
                                      const uint32_t width)
 {
-    const uint32_t pieces_max = BURST_SIZE * GROUP_SIZE;
     uint32_t moved = 0, pieces = 0;
+    bool paired = false; /* chains of two pieces were seen in this burst */
     source->waits_for = NULL;
-    while (moved < BURST_SIZE && pieces < pieces_max) {
-        uint32_t group = forward_alike(burst, source, width);
+    while (moved < BURST_SIZE && pieces < TURN_PIECES_MAX) {
+        bool odd = false;
+        uint32_t group = paired ? forward_direct(burst, source, width, true, &odd)
+                                : forward_direct(burst, source, width, false, &odd);
         moved += group;
         if (likely(group > 0))
             continue;
+        if (odd && !paired) {
+            paired = true;
+            continue;
+        }
         uint32_t single = 0;
-        while (single < GROUP_SIZE && pieces < pieces_max && forward_one(burst, source, width)) {
+        while (single < GROUP_SIZE && pieces < TURN_PIECES_MAX &&
+               forward_one(burst, source, width)) {
             pieces += burst->sent.count + burst->room.count;
             single++;
         }

@@ -53,7 +53,6 @@ struct source {
     struct ring *ring;
     struct port *port;
     uint32_t queue;         /* its pair; frames stay on it where the receiver has it too */
-    bool paired;            /* its last chains had header and frame in a piece each */
     struct ring *waits_for; /* patch: the receive ring that was full */
     uint16_t full_at;       /* its avail.idx then */
     uint16_t flooded_frame; /* learn: the chain that goes to all, by the ring's last_avail, */

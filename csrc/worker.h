@@ -164,15 +164,25 @@ static inline void worker_sleep(struct worker *worker)
     worker_want_kicks(worker, false);
 }
 
+/* The next source that has something to send; the source_count if none has. A closed port may have
+ * no memory any more. */
+ALWAYS_INLINE uint32_t worker_next(const struct worker *worker, uint32_t from)
+{
+    const struct source *source = worker->source;
+    const uint32_t count = worker->source_count;
+    uint32_t at = from;
+    while (at < count && (source[at].port->fault != FAULT_NONE || !split_any(source[at].ring)))
+        at++;
+    return at;
+}
+
 /* A burst that broke off is finished first: the word is not looked at before. */
 static void worker_forward(void *argument)
 {
     struct worker *worker = argument;
     publish_touched(&worker->burst);
-    while (worker->at < worker->source_count) {
-        struct source *source = &worker->source[worker->at];
-        if (likely(source->port->fault == FAULT_NONE))
-            worker->moved += worker->forward(&worker->burst, source);
+    while ((worker->at = worker_next(worker, worker->at)) < worker->source_count) {
+        worker->moved += worker->forward(&worker->burst, &worker->source[worker->at]);
         worker->at++;
         if (load_acquire_u32(&worker->word) != WORKER_GO)
             break;

@@ -185,15 +185,15 @@ STORES = {
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
     "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "log_set",
-    "log_set_word", "log_tell", "nethdr_read", "region_at", "ring_lock", "ring_unlock",
-    "split_table_entry", "take_room", "worker_tell",
+    "log_set_word", "log_tell", "nethdr_read", "peek_direct", "region_at", "ring_lock",
+    "ring_unlock", "split_table_entry", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
     "chain_append", "cursor_read", "split_used_event", "split_avail_event", "split_waiting",
-    "split_table_entry", "split_walk", "split_pop", "split_wants_call", "split_want_kicks",
-    "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject", "region_at",
-    "region_table_holds", "log_holds",
+    "split_any", "split_table_entry", "split_walk", "split_pop", "split_wants_call",
+    "split_want_kicks", "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject",
+    "region_at", "region_table_holds", "log_holds",
 }  # fmt: skip
 # Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. What a
 # device sends is stored by csrc; `write` marks nothing, and says so; the others find addresses,

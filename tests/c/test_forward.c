@@ -4,9 +4,8 @@
 
 #include "guest.h"
 
-enum { SIZE = 64, MEMORY = 0x10000, CUT = 0x5003, HIGH = 0x40000, PAGES = 0x60, TABLES = 0x80000, ROUNDS = 4 };
-
-enum { TABLE_BYTES = 2 * sizeof(struct vring_desc) };
+enum { SIZE = 64, MEMORY = 0x10000, CUT = 0x5003, HIGH = 0x40000, PAGES = 0x60, ROUNDS = 4 };
+enum { TABLES = 0x80000, TABLE_BYTES = 2 * sizeof(struct vring_desc) };
 
 /* A sends, B receives. Twice: one world for each way to forward. */
 static struct world {

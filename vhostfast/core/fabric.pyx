@@ -65,7 +65,6 @@ cdef extern from "worker.h" nogil:
         uint32_t queue
         struct_ring *waits_for
         uint32_t flooded
-        bint paired
     struct burst:
         fabric *fabric
         counters counters[0]
@@ -400,7 +399,6 @@ cdef class Worker:
             entry.queue = ring.index // 2
             entry.waits_for = NULL
             entry.flooded = 0
-            entry.paired = False
         self.held = [ring for _, ring in sources] + targets
         kicks = {(<Ring>ring).kick_fd for ring in self.held}
         # A ring without a kick has to be polled, whatever the mode (vhost-user, SET_VRING_KICK).
