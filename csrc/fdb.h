@@ -11,7 +11,8 @@
 #include "sync.h"
 
 enum fdb_limit {
-    FDB_BUCKET_COUNT = 4096, /* 28,672 addresses, 256 KiB */
+    FDB_BUCKET_BITS = 16,
+    FDB_BUCKET_COUNT = 1 << FDB_BUCKET_BITS, /* 4 MiB: of 100,000 addresses 20 find no room */
     FDB_BUCKET_SIZE = 7,
     FDB_NOWHERE = -1,
 };
@@ -37,37 +38,29 @@ ALWAYS_INLINE bool mac_is_group(uint64_t mac) { return mac & 1; }
 
 ALWAYS_INLINE struct fdb_bucket *fdb_bucket_of(struct fdb *fdb, uint64_t mac)
 {
-    return &fdb->bucket[(mac * UINT64_C(0x9e3779b97f4a7c15)) >> 52];
+    uint64_t folded = mac ^ mac >> 24; /* or such as differ in some bits only would cluster */
+    return &fdb->bucket[(folded * UINT64_C(0x9e3779b97f4a7c15)) >> (64 - FDB_BUCKET_BITS)];
 }
 
-_Static_assert(FDB_BUCKET_COUNT == 1 << (64 - 52), "the hash keeps the upper bits");
-
-/* The port that the address was last seen on, or FDB_NOWHERE. */
+/* The port that the address was last seen on, or FDB_NOWHERE. All places are compared: where in a
+ * bucket an address stands is not to be foretold. */
 ALWAYS_INLINE int fdb_find(struct fdb *fdb, uint64_t mac)
 {
     struct fdb_bucket *bucket = fdb_bucket_of(fdb, mac);
+    uint64_t port = 0; /* + 1 */
     for (uint32_t i = 0; i < FDB_BUCKET_SIZE; i++) {
         uint64_t entry = load_once_u64(&bucket->entry[i]);
-        if (entry >> 16 == mac && (entry & 0xffff) != 0)
-            return (int)(entry & 0xffff) - 1;
+        port |= entry >> 16 == mac ? entry & 0xffff : 0;
     }
-    return FDB_NOWHERE;
+    return (int)port - 1;
 }
 
-static inline void fdb_learn(struct fdb *fdb, uint64_t mac, uint32_t port)
+/* An address that is not known, or not on this port. */
+static inline void fdb_learn_anew(struct fdb_bucket *bucket, uint64_t mac, uint64_t wanted)
 {
-    if (mac_is_group(mac) || mac == 0)
-        return;
-    struct fdb_bucket *bucket = fdb_bucket_of(fdb, mac);
-    uint64_t wanted = mac << 16 | (port + 1);
     uint32_t victim = 0, victim_age = 0;
     for (uint32_t i = 0; i < FDB_BUCKET_SIZE; i++) {
         uint64_t entry = load_once_u64(&bucket->entry[i]);
-        if (entry == wanted) {
-            if (bucket->age[i] != 0)
-                bucket->age[i] = 0;
-            return;
-        }
         uint32_t age = entry == 0 ? 256 : bucket->age[i];
         if (entry >> 16 == mac && entry != 0)
             age = 512; /* it moved here from another port */
@@ -78,6 +71,21 @@ static inline void fdb_learn(struct fdb *fdb, uint64_t mac, uint32_t port)
     }
     bucket->age[victim] = 0;
     store_once_u64(&bucket->entry[victim], wanted);
+}
+
+ALWAYS_INLINE void fdb_learn(struct fdb *fdb, uint64_t mac, uint32_t port)
+{
+    if (mac_is_group(mac) || mac == 0)
+        return;
+    struct fdb_bucket *bucket = fdb_bucket_of(fdb, mac);
+    uint64_t wanted = mac << 16 | (port + 1);
+    uint32_t place = FDB_BUCKET_SIZE;
+    for (uint32_t i = 0; i < FDB_BUCKET_SIZE; i++)
+        place = load_once_u64(&bucket->entry[i]) == wanted ? i : place;
+    if (unlikely(place == FDB_BUCKET_SIZE))
+        fdb_learn_anew(bucket, mac, wanted);
+    else if (bucket->age[place] != 0)
+        bucket->age[place] = 0;
 }
 
 /* One tick older; what was not seen for `limit` ticks is forgotten. Limit 0 to 255. */

@@ -398,6 +398,18 @@ ALWAYS_INLINE void direct_mark_group(struct ring *to, const struct direct *room,
     log_run_end(&to->marker, &run);
 }
 
+/* Of a frame, as it was decided by. */
+struct addresses {
+    uint64_t to, from;
+};
+
+/* Over what was copied, for the sender may have changed it since. */
+ALWAYS_INLINE void store_addresses(uint8_t *frame, const struct addresses *addresses)
+{
+    *(volatile u64_any *)frame = addresses->to | addresses->from << 48;
+    *(volatile u32_any *)(frame + 8) = (uint32_t)(addresses->from >> 16);
+}
+
 ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
 {
     *(volatile u64_any *)to = 0;
@@ -411,8 +423,9 @@ ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
  * off was not there. Returns how many went; the next one isn't of the common shape, or there is
  * no next one. */
 ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const struct direct *sent,
-                                   uint32_t sent_count, uint64_t *bytes, const uint32_t width,
-                                   const bool paired, bool *odd)
+                                   const struct addresses *addresses, uint32_t sent_count,
+                                   uint64_t *bytes, const uint32_t width, const bool paired,
+                                   bool *odd)
 {
     struct direct room[GROUP_SIZE];
     const uint32_t skip = from->header_size, header_size = to->header_size;
@@ -425,9 +438,11 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
         if (unlikely(*(const volatile u64_any *)sent[i].header & NET_HEADER_OFFLOADS))
             break;
         store_net_header(room[i].header, header_size);
+        uint8_t *frame = direct_frame(&room[i], header_size, paired);
         /* step: bytes */
-        copy_bytes(direct_frame(&room[i], header_size, paired),
-                   direct_frame(&sent[i], skip, paired), size, width);
+        copy_bytes(frame, direct_frame(&sent[i], skip, paired), size, width);
+        if (addresses != NULL)
+            store_addresses(frame, &addresses[i]);
         split_push(to, room[i].head, header_size + size);
         split_push(from, sent[i].head, 0);
         *bytes += size;
@@ -439,58 +454,92 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
     return i;
 }
 
-/* The port that the first of these frames is for, and how many in a row; NULL where the general
- * path has to decide. */
-ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *source,
-                                         const struct direct *sent, uint32_t *limit,
-                                         const bool paired)
+/* To whom and from whom the frames of a group are, read once; their places in the table are fetched
+ * together. The number that have both. */
+ALWAYS_INLINE uint32_t direct_addresses(struct fdb *fdb, const struct direct *sent, uint32_t skip,
+                                        struct addresses *addresses, uint32_t count,
+                                        const bool paired)
 {
-    struct fabric *fabric = burst->fabric;
-    if (fabric->policy != POLICY_LEARN)
-        return fixed_target(fabric, source->port);
-    uint64_t target = 0, sender = 0;
-    uint32_t run = 0;
-    for (; run < *limit; run++) {
-        if (unlikely(sent[run].size < source->ring->header_size + FRAME_SIZE_MIN))
-            break;
-        const uint8_t *frame = direct_frame(&sent[run], source->ring->header_size, paired);
+    for (uint32_t i = 0; i < count; i++) {
+        if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN))
+            return i;
+        const uint8_t *frame = direct_frame(&sent[i], skip, paired);
         uint64_t to = mac_load(frame), from = mac_load(frame + 6);
-        if (run > 0 && (to != target || from != sender))
-            break;
-        target = to;
-        sender = from;
+        if (i == 0 || to != addresses[i - 1].to)
+            __builtin_prefetch(fdb_bucket_of(fdb, to), 0);
+        if (i == 0 || from != addresses[i - 1].from)
+            __builtin_prefetch(fdb_bucket_of(fdb, from), 0);
+        addresses[i] = (struct addresses){.to = to, .from = from};
     }
-    if (run == 0 || mac_is_group(target))
-        return NULL;
-    int index = fdb_find(&fabric->fdb, target);
-    if (index == FDB_NOWHERE || index == (int)source->port->index)
-        return NULL;
-    fdb_learn(&fabric->fdb, sender, source->port->index);
-    *limit = run;
-    return fabric->by_index[index];
+    return count;
 }
 
-/* The direct path: a group of packets to one receiver. Returns how many went. */
-ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source,
-                                      const uint32_t width, const bool paired, bool *odd)
+/* The port that the first of these frames is for, and how many in a row; NULL where the general
+ * path has to decide. Their senders are learned. */
+ALWAYS_INLINE struct port *direct_target(struct fabric *fabric, const struct port *from,
+                                         const struct addresses *addresses, uint32_t *count)
 {
+    int target = FDB_NOWHERE;
+    uint32_t run = 0;
+    for (; run < *count; run++) {
+        const struct addresses *now = &addresses[run], *last = &addresses[run - 1];
+        if (run == 0 || now->to != last->to) {
+            int index = mac_is_group(now->to) ? FDB_NOWHERE : fdb_find(&fabric->fdb, now->to);
+            if (index == FDB_NOWHERE || index == (int)from->index ||
+                (run > 0 && index != target))
+                break;
+            target = index;
+        }
+        if (run == 0 || now->from != last->from)
+            fdb_learn(&fabric->fdb, now->from, from->index);
+    }
+    *count = run;
+    return run > 0 ? fabric->by_index[target] : NULL;
+}
+
+/* The direct path: a group of packets, as many in a row as are for one receiver at a time. Returns
+ * how many went. */
+ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source,
+                                      const uint32_t width, const bool paired, const bool learn,
+                                      bool *odd)
+{
+    struct fabric *fabric = burst->fabric;
     struct direct sent[GROUP_SIZE];
+    struct addresses addresses[GROUP_SIZE];
     uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS, paired, odd);
-    if (limit == 0)
-        return 0;
-    struct port *to = direct_target(burst, source, sent, &limit, paired);
-    struct ring *ring = port_receiver(to, source->queue);
-    if (ring == NULL)
-        return 0;
-    uint64_t bytes = 0;
-    ring_lock(burst, ring);
-    uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width, paired, odd);
-    count(burst, source->port, RX_PACKETS, moved);
-    count(burst, source->port, RX_BYTES, bytes);
-    count(burst, to, TX_PACKETS, moved);
-    count(burst, to, TX_BYTES, bytes);
-    ring_release(burst, ring);
+    if (learn)
+        limit = direct_addresses(&fabric->fdb, sent, source->ring->header_size, addresses, limit,
+                                 paired);
+    uint32_t moved = 0, run = 0, went = 0;
+    for (; moved < limit && went == run; moved += went) {
+        run = limit - moved;
+        struct port *to = learn ? direct_target(fabric, source->port, &addresses[moved], &run)
+                                : fixed_target(fabric, source->port);
+        struct ring *ring = port_receiver(to, source->queue);
+        if (ring == NULL)
+            break;
+        uint64_t bytes = 0;
+        ring_lock(burst, ring);
+        went = copy_direct(source->ring, ring, &sent[moved], learn ? &addresses[moved] : NULL, run,
+                           &bytes, width, paired, odd);
+        count(burst, source->port, RX_PACKETS, went);
+        count(burst, source->port, RX_BYTES, bytes);
+        count(burst, to, TX_PACKETS, went);
+        count(burst, to, TX_BYTES, bytes);
+        ring_release(burst, ring);
+    }
     return moved;
+}
+
+/* Compiled for each shape and policy. */
+ALWAYS_INLINE uint32_t forward_alike(struct burst *burst, struct source *source,
+                                     const uint32_t width, bool paired, bool *odd)
+{
+    if (burst->fabric->policy == POLICY_LEARN)
+        return paired ? forward_direct(burst, source, width, true, true, odd)
+                      : forward_direct(burst, source, width, false, true, odd);
+    return paired ? forward_direct(burst, source, width, true, false, odd)
+                  : forward_direct(burst, source, width, false, false, odd);
 }
 
 /* A source's turn: up to BURST_SIZE packets, or TURN_PIECES_MAX pieces, so that a guest
@@ -503,8 +552,7 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
     source->waits_for = NULL;
     while (moved < BURST_SIZE && pieces < TURN_PIECES_MAX) {
         bool odd = false;
-        uint32_t group = paired ? forward_direct(burst, source, width, true, &odd)
-                                : forward_direct(burst, source, width, false, &odd);
+        uint32_t group = forward_alike(burst, source, width, paired, &odd);
         moved += group;
         if (likely(group > 0))
             continue;

@@ -177,6 +177,7 @@ STORES = {
     "cursor_copy": (1, "cursor_copy"),
     "store_net_header": (3, "direct_mark_group"),
     "copy_direct": (2, "direct_mark_group"),  # and *bytes
+    "store_addresses": (2, "direct_mark_group"),
     "split_push": (1, "split_publish"),
     "split_publish": (1, "split_publish"),
     "split_store_kicks": (2, "split_store_kicks"),
@@ -184,9 +185,9 @@ STORES = {
 }
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
-    "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "log_set",
-    "log_set_word", "log_tell", "nethdr_read", "peek_direct", "region_at", "ring_lock",
-    "ring_unlock", "split_table_entry", "take_room", "worker_tell",
+    "cursor_read", "direct_addresses", "direct_target", "fdb_age", "fdb_forget_port",
+    "fdb_learn_anew", "log_set", "log_set_word", "log_tell", "nethdr_read", "peek_direct",
+    "region_at", "ring_lock", "ring_unlock", "split_table_entry", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
@@ -283,7 +284,7 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 2400, files("csrc/*.h")),
+    ("csrc", 2450, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

@@ -111,6 +111,31 @@ static void test_full_bucket_forgets_its_oldest(void)
     SAME(-1, fdb_find(&fdb, mac[5]), FDB_NOWHERE);
 }
 
+/* Addresses as hosts give them: counted up in the last bytes, in the first, or drawn. */
+static uint64_t nth_address(int kind, uint64_t i)
+{
+    if (kind == 0)
+        return 0x005452 | (i >> 16 & 255) << 24 | (i >> 8 & 255) << 32 | (i & 255) << 40;
+    return kind == 1 ? 0x0202 | i << 16 : random_below(UINT64_C(1) << 46) << 2 | 2;
+}
+
+static void test_a_hundred_thousand(void)
+{
+    enum { ADDRESSES = 100000, LOST_MAX = 100 };
+    static uint64_t mac[ADDRESSES];
+    for (int kind = 0; kind < 3; kind++) {
+        uint32_t lost = 0;
+        memset(&fdb, 0, sizeof fdb);
+        for (uint32_t i = 0; i < ADDRESSES; i++) {
+            mac[i] = nth_address(kind, i);
+            fdb_learn(&fdb, mac[i], i % 7);
+        }
+        for (uint32_t i = 0; i < ADDRESSES; i++)
+            lost += fdb_find(&fdb, mac[i]) != (int)(i % 7);
+        CHECK(lost <= LOST_MAX);
+    }
+}
+
 int main(void)
 {
     test_addresses();
@@ -118,5 +143,6 @@ int main(void)
     test_never_learned();
     test_ageing();
     test_full_bucket_forgets_its_oldest();
+    test_a_hundred_thousand();
     return 0;
 }
