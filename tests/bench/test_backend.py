@@ -48,6 +48,26 @@ def test_a_command_against_another_of_the_same_name() -> None:
     assert (rows.subject, rows.versus) == ("sleep", "other sleep")
 
 
+def logged(log: str) -> Plan:
+    return Plan(Workload(log=log), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+
+
+def test_a_log_is_for_all_but_the_limits() -> None:
+    rows = choose(logged("on"), None, [], "sleep {0} {1}").backends
+    assert {one.name: one.log for one in rows} == {
+        "null": False, "bare": False, "sleep": True, "vhostfast": True,
+    }  # fmt: skip
+
+
+def test_with_and_without_a_log() -> None:
+    rows = choose(logged("both"), None, [], None, limits=False)
+    off, on = rows.backends
+    assert (rows.subject, rows.versus) == (on.name, off.name) == ("vhostfast", "log off")
+    assert (on.command, on.log, off.log) == (off.command, True, False)
+    with pytest.raises(UsageError, match="--log both holds a back-end against itself"):
+        choose(logged("both"), None, [], "sleep {0} {1}")
+
+
 def test_sockets_that_are_served_already() -> None:
     rows = choose(PLAN, None, ["/a", "/b"], "vhostfast", limits=False)
     assert rows.backends[-1].sockets == ("/a", "/b")

@@ -2,14 +2,16 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vhostfast.bench import sample
-from vhostfast.bench.backend import Backend, null, ours, running
+from vhostfast.bench.backend import Backend, bare, null, ours, running
 from vhostfast.bench.sample import Sample, connected, measure, verify
 from vhostfast.bench.workload import Frames, Plan, Workload, parse_frames
+from vhostfast.driver.migration import Migration
 from vhostfast.driver.traffic import Counters
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
 
@@ -37,6 +39,7 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
         {"pattern": "loop", "load": "full", "mode": "adaptive"},
         {"queues": 2, "layout": "chained", "mergeable": False, "mode": "interrupt"},
         {"ring_size": 1024, "layout": "indirect", "load": "full"},
+        {"log": "on", "load": "touch", "queues": 2},
     ],
     ids=str,
 )
@@ -44,7 +47,7 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
 def test_our_switch_under_every_workload(workload: dict[str, object], size: str) -> None:
     of = plan(**workload)
     (frames,) = parse_frames(size)
-    checked, timed = both(ours(of), of, frames)
+    checked, timed = both(replace(ours(of), log=of.workload.log == "on"), of, frames)
     sides = 2 if of.workload.pattern == "both-ways" else 1
     assert checked.received == checked.verified == sides * of.workload.queues * 20_000
     assert timed.mpps > 0
@@ -120,3 +123,38 @@ def test_null_need_not_be_right() -> None:
         timed = measure(guests, SMALL)
     assert timed.mpps > 0
     assert timed.lost == 0
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+def test_the_log_is_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was marked once is marked again after that."""
+    takes: list[int] = []
+    take = Migration.take
+
+    def noted(migration: Migration) -> object:
+        pages = take(migration)
+        takes.append(len(pages))
+        return pages
+
+    monkeypatch.setattr(Migration, "take", noted)
+    monkeypatch.setattr(sample, "LOG_TAKE_S", 0.0)
+    of = plan()
+    with running(replace(ours(of), log=True), of) as run, connected(run, of) as guests:
+        measure(guests, SMALL)
+    assert sum(count > 0 for count in takes) > 2
+
+
+def test_one_that_marks_nothing_is_found_out() -> None:
+    of = plan()
+    with pytest.raises(VhostfastError, match="bare: the log is on, and nothing was marked in it"):
+        both(replace(bare(of), log=True), of)
+
+
+def test_one_that_can_not_log() -> None:
+    of = plan(pattern="loop", load="full")
+    with pytest.raises(
+        UsageError, match=r"^logless: .* does not offer LOG_SHMFD: .*; give --log off"
+    ):
+        both(replace(faulty("logless"), log=True), of)

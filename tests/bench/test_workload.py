@@ -40,6 +40,7 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
         ({"pattern": "round"}, "--pattern round: choose one of both-ways, one-way, loop"),
         ({"load": "heavy"}, "--load heavy: choose one of full, touch, lean"),
         ({"layout": "odd"}, "--layout odd: choose"),
+        ({"log": "maybe"}, "--log maybe: choose one of off, on, both"),
         ({"mode": "sleep"}, "--mode sleep: choose one of poll, interrupt, adaptive"),
         ({"ring_size": 100}, "--ring-size 100: give a power of two, 64 to 32768"),
         ({"ring_size": 32}, "--ring-size 32"),

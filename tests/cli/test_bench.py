@@ -57,6 +57,12 @@ def test_table_against_another(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_the_cost_of_a_log() -> None:
+    told = measured("--log=both", "--no-limits")
+    assert list(told["commands"]) == ["log off", "vhostfast"]
+    assert told["summary"][1]["ratio_to_log off"] > 0
+
+
 def test_a_switch_that_runs_already(tmp_path: Path) -> None:
     sockets = [tmp_path / "a", tmp_path / "b"]
     with daemon(*ports(*sockets), "--forward=patch", "--mode=interrupt"):

@@ -35,13 +35,15 @@ TESTPMD_BUFFERS = 16384
 class Backend:
     """What stands in a row: `command` as above, or `sockets` of one that runs already.
 
-    `checked`: what it delivers must be right, which can't be asked of `null`.
+    `checked`: what it delivers must be right, which can't be asked of `null`. `log`: its guests
+    migrate, so it has to mark what it writes.
     """
 
     name: str
     command: str = ""
     sockets: tuple[str, ...] = ()
     checked: bool = True
+    log: bool = False
 
 
 def ours(plan: Plan) -> Backend:
@@ -147,9 +149,9 @@ def choose(
     *,
     limits: bool = True,
 ) -> Rows:
-    """What the options --backend, --socket, --versus and --limits ask for.
+    """What the options --backend, --socket, --versus, --limits and --log ask for.
 
-    Raises UsageError or EnvironmentLacks.
+    The limits have no log to keep. Raises UsageError or EnvironmentLacks.
     """
     guests = plan.workload.guests
     if sockets and backend is not None:
@@ -168,10 +170,25 @@ def choose(
         against = parse_backend("--versus", versus, plan)
         if against.name == subject.name:
             against = replace(against, name=f"other {against.name}")
-        rows.append(against)
     if plan.workload.mode != MODES[0] and OURS not in (subject.name, against and against.name):
         raise UsageError(f"--mode {plan.workload.mode} is of our own switch, which has no row here")
+    subject, against = _logged(plan.workload.log, subject, against)
+    rows += [against] if against else []
     return Rows((*rows, subject), subject.name, against.name if against else None)
+
+
+def _logged(log: str, subject: Backend, against: Backend | None) -> tuple[Backend, Backend | None]:
+    """The same rows as --log wants them."""
+    if log == "both" and against is not None:
+        raise UsageError(
+            "--log both holds a back-end against itself without a log: leave --versus away, or"
+            " give --log on"
+        )
+    if log == "both":
+        against = replace(subject, name="log off")
+    elif log == "on" and against is not None:
+        against = replace(against, log=True)
+    return replace(subject, log=log != "off"), against
 
 
 class Running:
@@ -180,6 +197,7 @@ class Running:
     def __init__(self, backend: Backend, sockets: Sequence[str], output: Path | None) -> None:
         self.name = backend.name
         self.checked = backend.checked
+        self.log = backend.log
         self.sockets = list(sockets)
         self.process: subprocess.Popen[bytes] | None = None
         self._output = output

@@ -13,6 +13,7 @@ from vhostfast.bench.backend import Running, starved_ns
 from vhostfast.bench.workload import Frames, Plan
 from vhostfast.driver.frontend import FEATURES, Frontend
 from vhostfast.driver.memory import GuestMemory
+from vhostfast.driver.migration import Migration
 from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac
 from vhostfast.errors import (
     Disconnected,
@@ -29,6 +30,7 @@ VERIFY_S = 5.0
 ANSWER_S = 5.0  # longer than any back-end takes to be there or to answer
 EDGES_S = 30.0  # more than the timed part can take longer than it should
 LOOK_S, SHORT_LOOK_S = 0.05, 0.001
+LOG_TAKE_S = 0.1  # between two looks into the log: a hypervisor copies meanwhile
 PATIENCE_S = 3.0  # for the first packet, where others keep the back-end from its CPU
 LINGER_S = 1.0  # so long nothing has moved: what has not come is lost
 FAULTS = ("corrupt", "foreign", "reordered", "repeated")
@@ -78,22 +80,49 @@ class Guests:
             raise UsageError(f"{run.name} offers no mergeable buffers: give --no-mergeable")
         if work.layout == "indirect" and VirtioFeature.INDIRECT_DESC not in agreed:
             raise UsageError(f"{run.name} offers no indirect descriptors: give another --layout")
+        self._migrations = self._migrate(stack) if run.log else []
+        self._pages = 0  # found marked
+        self._log_due = 0.0
+
+    def _migrate(self, stack: ExitStack) -> list[Migration]:
+        try:
+            return [stack.enter_context(Migration(frontend)) for frontend in self.frontends]
+        except EnvironmentLacks as error:
+            raise UsageError(f"{self.run.name}: {error}; give --log off") from None
 
     @contextmanager
     def traffic(
         self, frames: Frames, kind: str, verify_every: int, packets: int | None = None
     ) -> Iterator[Traffic]:
         """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
-        what came is taken."""
+        what came is taken. With a log, all that is written meanwhile has to be in it."""
         for frontend in self.frontends:
             frontend.start()
         layout = self.plan.workload.layout
         load = Load(kind=kind, sizes=frames.sizes, layout=layout, verify_every=verify_every)
         traffic = Traffic(self._stations(packets), load, idle="spin")
+        for migration in self._migrations:
+            migration.begin()
         yield traffic
         for frontend in self.frontends:
             frontend.stop()
+        self._take_logs()
+        for migration in self._migrations:
+            migration.close()
         traffic.finish()
+
+    def look(self) -> None:
+        """To be called often meanwhile: whether the back-end lives, and what is in the log.
+
+        Raises EnvironmentLacks.
+        """
+        self.run.require_alive()
+        if time.monotonic() >= self._log_due:
+            self._take_logs()
+
+    def _take_logs(self) -> None:
+        self._log_due = time.monotonic() + LOG_TAKE_S
+        self._pages += sum(len(migration.take()) for migration in self._migrations)
 
     def _stations(self, packets: int | None) -> list[Station]:
         work = self.plan.workload
@@ -106,7 +135,8 @@ class Guests:
         return stations
 
     def require_right(self, frames: Frames, counters: Counters) -> None:
-        """Raises VhostfastError for a byte that is wrong, or a frame that shouldn't be there."""
+        """Raises VhostfastError for a byte that is wrong, a frame that shouldn't be there, or a log
+        without a mark."""
         wrong = {name: n for name in FAULTS if (n := getattr(counters, name))}
         if wrong:
             told = ", ".join(f"{count} {name}" for name, count in wrong.items())
@@ -114,6 +144,8 @@ class Guests:
                 f"{self.run.name}: frames of {frames.name} bytes did not arrive as they were sent:"
                 f" {told} of {counters.received}"
             )
+        if counters.done and self._migrations and self._pages == 0:
+            raise VhostfastError(f"{self.run.name}: the log is on, and nothing was marked in it")
 
 
 @contextmanager
@@ -154,7 +186,7 @@ def verify(guests: Guests, frames: Frames) -> Counters:
         _driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
     ):
         while not driver.future.done():
-            guests.run.require_alive()
+            guests.look()
             time.sleep(LOOK_S)
     counters = traffic.counters()
     guests.require_right(frames, counters)
@@ -213,9 +245,9 @@ def measure(guests: Guests, frames: Frames) -> Sample:
         guests.traffic(frames, plan.workload.load, VERIFY_EVERY) as traffic,
         _driving(plan, traffic, whole_s) as driver,
     ):
-        _wait(run, traffic, plan.warm_up_s)
+        _wait(guests, traffic, plan.warm_up_s)
         before = _now(run, traffic, driver)
-        _wait(run, traffic, plan.seconds)
+        _wait(guests, traffic, plan.seconds)
         after = _now(run, traffic, driver)
         traffic.stop_sending()
     counters = traffic.counters()
@@ -239,12 +271,13 @@ def _now(run: Running, traffic: Traffic, driver: _Driver) -> _Moment:
     return _Moment(traffic.counters(), busy, idle, time.perf_counter(), starved)
 
 
-def _wait(run: Running, traffic: Traffic, seconds: float) -> None:
+def _wait(guests: Guests, traffic: Traffic, seconds: float) -> None:
     """Sleep until the time is up and something has come, but not longer than the back-end lives."""
+    run = guests.run
     before = _packets(run, traffic.counters())
     began = time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds + PATIENCE_S:
-        run.require_alive()
+        guests.look()
         if spent >= seconds and _packets(run, traffic.counters()) > before:
             break
         time.sleep(max(min(seconds - spent, LOOK_S), SHORT_LOOK_S))

@@ -9,6 +9,7 @@ from vhostfast.errors import UsageError
 
 MODES = ("poll", "interrupt", "adaptive")
 PATTERNS = ("both-ways", "one-way", "loop")
+LOGS = ("off", "on", "both")
 FRAME_MIN, FRAME_MAX = 60, 1514  # Ethernet's, without FCS; nothing longer crosses every back-end
 # The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes with FCS; spread out.
 IMIX = (60, 590, 60, 60, 590, 60, 1514, 60, 590, 60, 60, 590)
@@ -58,7 +59,9 @@ class Workload:
     """What the guests do. `load` and `layout` as driver.traffic.Load's; `queues` are pairs a guest.
 
     `pattern`: two guests that both send ("both-ways"), the first to the second ("one-way"), or one
-    that gets back what it sends ("loop"). `mode` is our own switch's. Raises UsageError.
+    that gets back what it sends ("loop"). `mode` is our own switch's. `log`: whether the guests
+    migrate meanwhile; "both" holds a back-end with the log on against itself with it off. Raises
+    UsageError.
     """
 
     frames: tuple[Frames, ...] = (Frames("64", (64,)),)
@@ -69,6 +72,7 @@ class Workload:
     mergeable: bool = True
     queues: int = 1
     mode: str = "poll"
+    log: str = "off"
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -76,6 +80,7 @@ class Workload:
             ("load", self.load, KINDS),
             ("layout", self.layout, LAYOUTS),
             ("mode", self.mode, MODES),
+            ("log", self.log, LOGS),
         ):
             if value not in allowed:
                 raise UsageError(f"--{option} {value}: choose one of {', '.join(allowed)}")

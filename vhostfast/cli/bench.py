@@ -69,6 +69,14 @@ Layout = Annotated[
     ),
 ]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
+Log = Annotated[
+    str,
+    typer.Option(
+        metavar="off|on|both",
+        help="Whether VMs migrate meanwhile: what is written has to be marked in a log, which is"
+        " read ten times a second. both: on, against the same back-end with it off.",
+    ),
+]
 Hugepages = Annotated[
     str, typer.Option(metavar="auto|on|off", help="Memory of the VMs in 2 MiB pages.")
 ]
@@ -88,6 +96,7 @@ def _bench(
     mergeable: Annotated[bool, typer.Option(help="Whether MRG_RXBUF is agreed on.")] = True,
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs of each VM.")] = 1,
     mode: Mode = "poll",
+    log: Log = "off",
     rounds: Annotated[int, typer.Option(metavar="N", help="Of each size.")] = 5,
     seconds: Annotated[float, typer.Option(help="Timed, in each turn.")] = 1.0,
     warm_up: Annotated[float, typer.Option(help="Seconds before, not counted.")] = 0.3,
@@ -110,7 +119,7 @@ def _bench(
     from vhostfast.bench.workload import Plan, Workload, parse_frames
 
     frames = parse_frames(sizes)
-    work = Workload(frames, pattern, load, ring_size, layout, mergeable, queues, mode)
+    work = Workload(frames, pattern, load, ring_size, layout, mergeable, queues, mode, log)
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu)
     use, sentence = choose_hugepages(hugepages, plan)
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu, hugepages=use)
@@ -149,7 +158,8 @@ def _print_report(report: "Report") -> None:
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
     table = _table(
         f"{work['pattern']}, load {work['load']}, {work['layout']}, {merge}, {work['queues']} x"
-        f" {work['ring_size']} entries, {pages} pages, {plan['rounds']} x {plan['seconds']:g} s",
+        f" {work['ring_size']} entries, log {work['log']}, {pages} pages,"
+        f" {plan['rounds']} x {plan['seconds']:g} s",
         ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],
     )
