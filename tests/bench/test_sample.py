@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostfast.bench import sample
+from vhostfast.bench import place, sample
 from vhostfast.bench.backend import Backend, bare, null, ours, running
 from vhostfast.bench.sample import Sample, connected, measure, verify
 from vhostfast.bench.workload import Frames, Plan, Workload, parse_frames
@@ -40,6 +40,10 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
         {"queues": 2, "layout": "chained", "mergeable": False, "mode": "interrupt"},
         {"ring_size": 1024, "layout": "indirect", "load": "full"},
         {"log": "on", "load": "touch", "queues": 2},
+        {"ports": 6, "busy": "2"},
+        {"ports": 6, "pattern": "one-way", "load": "touch"},
+        {"buffer_size": 512, "load": "touch"},
+        {"buffer_size": 500, "load": "full", "layout": "indirect", "ring_size": 1024},
     ],
     ids=str,
 )
@@ -48,14 +52,22 @@ def test_our_switch_under_every_workload(workload: dict[str, object], size: str)
     of = plan(**workload)
     (frames,) = parse_frames(size)
     checked, timed = both(replace(ours(of), log=of.workload.log == "on"), of, frames)
-    sides = 2 if of.workload.pattern == "both-ways" else 1
-    assert checked.received == checked.verified == sides * of.workload.queues * 20_000
+    senders = {"loop": 1, "one-way": 3 if of.workload.ports == 6 else 1}.get(of.workload.pattern, 2)
+    assert checked.received == checked.verified == senders * of.workload.queues * 20_000
     assert timed.mpps > 0
     assert timed.cycles > 0
     assert timed.lost == 0
     assert timed.verified > 0
     assert 0 <= timed.idle <= 1
     assert 0 <= timed.starved <= 1
+
+
+def test_learned_addresses() -> None:
+    """A frame for a guest that is behind is dropped, as by any bridge; what comes is right."""
+    of = plan(forward="learn", load="full")
+    checked, timed = both(ours(of), of)
+    assert 0 < checked.received == checked.verified <= 40_000
+    assert timed.mpps > 0
 
 
 def faulty(kind: str) -> Backend:
@@ -112,7 +124,7 @@ def test_sockets_that_nobody_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_more_queues_than_there_are() -> None:
     of = plan(pattern="loop", queues=2)
-    one = Backend("one", ours(of).command.replace("{0}", "{0},queues=1"))
+    one = Backend("one", ours(of).command.replace("{socket}", "{socket},queues=1"))
     with pytest.raises(UsageError, match="queue_pairs=2: the back-end has 1"):
         both(one, of)
 
@@ -123,6 +135,37 @@ def test_null_need_not_be_right() -> None:
         timed = measure(guests, SMALL)
     assert timed.mpps > 0
     assert timed.lost == 0
+
+
+def test_lean_frames_in_small_buffers() -> None:
+    (frames,) = parse_frames("1500")
+    of = plan(buffer_size=512)
+    checked, timed = both(
+        ours(replace(of, workload=replace(of.workload, frames=(frames,)))), of, frames
+    )
+    assert checked.received == 40_000
+    assert timed.lost == 0
+    assert timed.verified > 100  # with their rest, or they would not be right
+
+
+def test_a_guest_that_only_sends() -> None:
+    of = plan(pattern="send-only")
+    with running(replace(ours(of), checked=False), of) as run, connected(run, of) as guests:
+        timed = measure(guests, SMALL)
+    assert timed.mpps > 0
+    with pytest.raises(EnvironmentLacks, match="deaf took no packet of"):
+        both(replace(faulty("deaf"), checked=False), of)
+
+
+def test_256_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of which sends and receives."""
+    monkeypatch.setattr(sample, "VERIFIED_PACKETS", 100)
+    of = plan(ports=256)
+    place.require_fds(of)
+    for backend in (ours(of), bare(of)):
+        with running(backend, of) as run, connected(run, of) as guests:
+            assert len(guests.frontends) == 256
+            assert verify(guests, SMALL).verified == 256 * 100
 
 
 # --- The log --------------------------------------------------------------------------------------

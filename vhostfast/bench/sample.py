@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vhostfast.bench.backend import Running, starved_ns
-from vhostfast.bench.workload import Frames, Plan
+from vhostfast.bench.workload import IDLE_RING_SIZE, Frames, Plan
 from vhostfast.driver.frontend import FEATURES, Frontend
 from vhostfast.driver.memory import GuestMemory
 from vhostfast.driver.migration import Migration
@@ -56,25 +56,32 @@ class Sample:
 
 
 class Guests:
-    """The guests of a back-end, connected: as many as the workload has."""
+    """The guests of a back-end, connected: as many as the workload has, or all of them idle.
 
-    def __init__(self, run: Running, plan: Plan, stack: ExitStack) -> None:
+    Idle ones have small rings, in pages of 4 KiB, with all their receive buffers on offer.
+    """
+
+    def __init__(self, run: Running, plan: Plan, stack: ExitStack, *, idle: bool = False) -> None:
         self.run = run
         self.plan = plan
         work = plan.workload
+        busy = 0 if idle else work.busy_guests
         features = FEATURES if work.mergeable else FEATURES & ~VirtioFeature.MRG_RXBUF
         self.frontends: list[Frontend] = []
-        for socket in run.sockets:
-            memory = GuestMemory(((0, work.memory_size),), hugepages=plan.hugepages)
+        for number, socket in enumerate(run.sockets):
+            ring_size = work.ring_size if number < busy else min(work.ring_size, IDLE_RING_SIZE)
+            regions = ((0, work.memory_size(ring_size)),)
+            memory = GuestMemory(regions, hugepages=plan.hugepages and number < busy)
             frontend = Frontend(
                 socket,
                 stack.enter_context(memory),
                 queue_pairs=work.queues,
-                ring_size=work.ring_size,
+                ring_size=ring_size,
                 features=features,
                 timeout_s=ANSWER_S,
             )
             self.frontends.append(stack.enter_context(frontend))
+        self.busy, self.idle = self.frontends[:busy], self.frontends[busy:]
         agreed = self.frontends[0].features
         if work.mergeable and VirtioFeature.MRG_RXBUF not in agreed:
             raise UsageError(f"{run.name} offers no mergeable buffers: give --no-mergeable")
@@ -86,7 +93,7 @@ class Guests:
 
     def _migrate(self, stack: ExitStack) -> list[Migration]:
         try:
-            return [stack.enter_context(Migration(frontend)) for frontend in self.frontends]
+            return [stack.enter_context(Migration(frontend)) for frontend in self.busy]
         except EnvironmentLacks as error:
             raise UsageError(f"{self.run.name}: {error}; give --log off") from None
 
@@ -96,20 +103,34 @@ class Guests:
     ) -> Iterator[Traffic]:
         """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
         what came is taken. With a log, all that is written meanwhile has to be in it."""
-        for frontend in self.frontends:
+        work = self.plan.workload
+        load = Load(kind, frames.sizes, work.layout, work.buffer_size, verify_every)
+        with self.looking_on():
+            for frontend in self.busy:
+                frontend.start()
+            traffic = Traffic(self._stations(packets), load, idle="spin")
+            for migration in self._migrations:
+                migration.begin()
+            yield traffic
+            for frontend in self.busy:
+                frontend.stop()
+            self._take_logs()
+            for migration in self._migrations:
+                migration.close()
+            traffic.finish()
+
+    @contextmanager
+    def looking_on(self) -> Iterator[None]:
+        """The rings of idle guests run inside."""
+        for frontend in self.idle:
             frontend.start()
-        layout = self.plan.workload.layout
-        load = Load(kind=kind, sizes=frames.sizes, layout=layout, verify_every=verify_every)
-        traffic = Traffic(self._stations(packets), load, idle="spin")
-        for migration in self._migrations:
-            migration.begin()
-        yield traffic
-        for frontend in self.frontends:
+        stations = [Station(one, mac(0), mac(0), 0, sends=False) for one in self.idle]
+        waiting = Traffic(stations, Load()) if stations else None
+        yield
+        for frontend in self.idle:
             frontend.stop()
-        self._take_logs()
-        for migration in self._migrations:
-            migration.close()
-        traffic.finish()
+        if waiting:
+            waiting.finish()
 
     def look(self) -> None:
         """To be called often meanwhile: whether the back-end lives, and what is in the log.
@@ -125,18 +146,25 @@ class Guests:
         self._pages += sum(len(migration.take()) for migration in self._migrations)
 
     def _stations(self, packets: int | None) -> list[Station]:
+        """Two by two, and each two with the same flows: a frame that went astray to others would be
+        one too many of theirs."""
         work = self.plan.workload
-        stations = [
-            Station(frontend, mac(number), mac(1 - number), number * work.queues, packets=packets)
-            for number, frontend in enumerate(self.frontends)
+        one_way = work.pattern == "one-way"
+        return [
+            Station(
+                frontend,
+                mac(number),
+                mac(number ^ 1),
+                number % 2 * work.queues,
+                sends=not one_way or number % 2 == 0,
+                receives=not one_way or number % 2 == 1,
+                packets=packets,
+            )
+            for number, frontend in enumerate(self.busy)
         ]
-        if work.pattern == "one-way":
-            stations[0].receives = stations[1].sends = False
-        return stations
 
     def require_right(self, frames: Frames, counters: Counters) -> None:
-        """Raises VhostfastError for a byte that is wrong, a frame that shouldn't be there, or a log
-        without a mark."""
+        """Raises VhostfastError for a byte that is wrong, or a frame that shouldn't be there."""
         wrong = {name: n for name in FAULTS if (n := getattr(counters, name))}
         if wrong:
             told = ", ".join(f"{count} {name}" for name, count in wrong.items())
@@ -144,20 +172,23 @@ class Guests:
                 f"{self.run.name}: frames of {frames.name} bytes did not arrive as they were sent:"
                 f" {told} of {counters.received}"
             )
+
+    def require_marks(self, counters: Counters) -> None:
+        """Raises VhostfastError for a log without a mark, though packets went."""
         if counters.done and self._migrations and self._pages == 0:
             raise VhostfastError(f"{self.run.name}: the log is on, and nothing was marked in it")
 
 
 @contextmanager
-def connected(run: Running, plan: Plan) -> Iterator[Guests]:
-    """The back-end's guests. What goes wrong with it inside is told as a sentence about it.
+def connected(run: Running, plan: Plan, *, idle: bool = False) -> Iterator[Guests]:
+    """The back-end's guests, all `idle` if so. What goes wrong with it inside becomes a sentence.
 
     Raises EnvironmentLacks for a back-end that dies, doesn't answer or leaves; VhostfastError for
     one that breaks the rules of a ring.
     """
     try:
         with ExitStack() as stack:
-            yield Guests(run, plan, stack)
+            yield Guests(run, plan, stack, idle=idle)
     except (TimeoutError, Disconnected) as error:
         _settle(run)
         what = "has left" if isinstance(error, Disconnected) else "doesn't answer"
@@ -180,7 +211,8 @@ def verify(guests: Guests, frames: Frames) -> Counters:
     """Every byte of VERIFIED_PACKETS from each queue that sends. Raises VhostfastError as above, or
     EnvironmentLacks if nothing comes."""
     work = guests.plan.workload
-    total = VERIFIED_PACKETS * work.queues * (2 if work.pattern == "both-ways" else 1)
+    senders = work.busy_guests // 2 if work.pattern == "one-way" else work.busy_guests
+    total = VERIFIED_PACKETS * work.queues * senders
     with (
         guests.traffic(frames, "full", 1, VERIFIED_PACKETS) as traffic,
         _driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
@@ -190,6 +222,7 @@ def verify(guests: Guests, frames: Frames) -> Counters:
             time.sleep(LOOK_S)
     counters = traffic.counters()
     guests.require_right(frames, counters)
+    guests.require_marks(counters)
     if counters.received == 0:
         guests.run.require_alive()
         raise EnvironmentLacks(_nothing_came(guests.run, counters))
@@ -253,6 +286,7 @@ def measure(guests: Guests, frames: Frames) -> Sample:
     counters = traffic.counters()
     if run.checked:
         guests.require_right(frames, counters)
+    guests.require_marks(counters)
     return _sample(run, counters, before, after)
 
 

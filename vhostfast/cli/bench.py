@@ -30,7 +30,8 @@ Subject = Annotated[
     typer.Option(
         metavar="'CMD {0} {1}'",
         help="What to measure: a command to start, pin and stop; {0} and {1} become the sockets to"
-        " serve, {worker} and {driver} the CPUs. Default: our own switch.",
+        " serve, {worker} and {driver} the CPUs; a word with {socket} is there for each, {n} its"
+        " number. Default: our own switch.",
     ),
 ]
 Sockets = Annotated[
@@ -50,8 +51,9 @@ Sizes = Annotated[
 Pattern = Annotated[
     str,
     typer.Option(
-        metavar="both-ways|one-way|loop",
-        help="Two VMs send to each other; one to the other; one gets back what it sends.",
+        metavar="both-ways|one-way|loop|send-only",
+        help="Two VMs send to each other; one to the other; one gets back what it sends, or"
+        " nothing: then what is taken counts.",
     ),
 ]
 Load = Annotated[
@@ -68,7 +70,21 @@ Layout = Annotated[
         help="Header and frame in one descriptor; in one each; so in a table.",
     ),
 ]
+BufferSize = Annotated[
+    int,
+    typer.Option(metavar="BYTES", help="Of a receive buffer; a longer frame takes several."),
+]
+Ports = Annotated[
+    int, typer.Option(metavar="N", help="VMs, 2 to 256, joined two by two: 0 and 1, 2 and 3 ...")
+]
+Busy = Annotated[
+    str, typer.Option(metavar="all|2", help="Which of them send; the others are there and idle.")
+]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
+Forward = Annotated[
+    str,
+    typer.Option(metavar="patch|learn", help="Of our own switch: by pairs, or learned addresses."),
+]
 Log = Annotated[
     str,
     typer.Option(
@@ -94,8 +110,12 @@ def _bench(
     ring_size: Annotated[int, typer.Option(metavar="N", help="Entries, a power of two.")] = 256,
     layout: Layout = "direct",
     mergeable: Annotated[bool, typer.Option(help="Whether MRG_RXBUF is agreed on.")] = True,
+    buffer_size: BufferSize = 2112,
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs of each VM.")] = 1,
+    ports: Ports = 2,
+    busy: Busy = "all",
     mode: Mode = "poll",
+    forward: Forward = "patch",
     log: Log = "off",
     rounds: Annotated[int, typer.Option(metavar="N", help="Of each size.")] = 5,
     seconds: Annotated[float, typer.Option(help="Timed, in each turn.")] = 1.0,
@@ -103,7 +123,9 @@ def _bench(
     worker_cpu: Annotated[int, typer.Option(metavar="CPU", help="Where back-ends run.")] = 0,
     driver_cpu: Annotated[int, typer.Option(metavar="CPU", help="Where the VMs run.")] = 1,
     hugepages: Hugepages = "auto",
-    limits: Annotated[bool, typer.Option(help="The rows null and bare.")] = True,
+    limits: Annotated[
+        bool, typer.Option(help="The rows null and bare, where there are such.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Measure any vhost-user-net back-end, alone or against another.
@@ -119,7 +141,10 @@ def _bench(
     from vhostfast.bench.workload import Plan, Workload, parse_frames
 
     frames = parse_frames(sizes)
-    work = Workload(frames, pattern, load, ring_size, layout, mergeable, queues, mode, log)
+    work = Workload(
+        frames, pattern, load, ring_size, layout, mergeable, queues, mode, log, forward, ports,
+        busy, buffer_size,
+    )  # fmt: skip
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu)
     use, sentence = choose_hugepages(hugepages, plan)
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu, hugepages=use)
@@ -154,11 +179,12 @@ def _with_progress(plan: "Plan", rows: "Rows") -> "Report":
 
 def _print_report(report: "Report") -> None:
     work, plan = report.plan["workload"], report.plan
-    merge = "mergeable" if work["mergeable"] else "not mergeable"
+    merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
+    many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
     table = _table(
-        f"{work['pattern']}, load {work['load']}, {work['layout']}, {merge}, {work['queues']} x"
-        f" {work['ring_size']} entries, log {work['log']}, {pages} pages,"
+        f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
+        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages} pages,"
         f" {plan['rounds']} x {plan['seconds']:g} s",
         ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],

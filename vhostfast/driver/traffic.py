@@ -96,7 +96,7 @@ class Counters:
 class Station:
     """A guest on the wire: pair k of `frontend` sends flow `flow` + k from `mac` to `peer`.
 
-    `packets` ends each pair's sending. All flows of a network have different numbers, under 64.
+    `packets` ends each pair's sending. All flows to a guest have different numbers, under 64.
     """
 
     frontend: Frontend
