@@ -1,10 +1,11 @@
 """Back-ends with a fault each, for one guest that wants back what it sends:
 
-python faulty.py good|flip|drop|twice|die|deaf|logless|mute SOCKET
+python faulty.py good|flip|drop|twice|die|deaf|logless|gone|mute SOCKET
 """
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
@@ -42,8 +43,10 @@ class Faulty(NetDevice):
             self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
 
 
-async def deaf(path: str, offer: Offer) -> None:
+async def deaf(path: str, offer: Offer, lives_s: float | None = None) -> None:
     """Agrees to everything and walks no ring."""
+    if lives_s is not None:
+        asyncio.get_running_loop().call_later(lives_s, os.kill, os.getpid(), signal.SIGKILL)
     port = BarePort("deaf", Loop(null=False))
 
     async def one(sock: socket.socket) -> str:
@@ -70,6 +73,8 @@ if __name__ == "__main__":
         )
     if kind in ("deaf", "logless"):
         asyncio.run(deaf(path, offer))
+    elif kind == "gone":
+        asyncio.run(deaf(path, offer, lives_s=2.0))
     elif kind == "mute":
         mute(path)
     else:

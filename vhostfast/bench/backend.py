@@ -216,6 +216,7 @@ class Running:
         self.log = backend.log
         self.sockets = list(sockets)
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_s = 0.0  # from the command to its last socket
         self._output = output
 
     def require_alive(self) -> None:
@@ -263,6 +264,7 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
         run = Running(backend, sockets, folder / "output")
         words = fill(backend.name, backend.command, sockets, plan)
         _require_tools((DIES_WITH_US[0], TASKSET))
+        began = time.monotonic()
         with open(folder / "output", "wb") as output:
             run.process = subprocess.Popen(
                 [*DIES_WITH_US, TASKSET, "-c", str(plan.worker_cpu), *words],
@@ -274,6 +276,7 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
             )
         try:
             _wait_for_sockets(run)
+            run.start_s = time.monotonic() - began
             yield run
         finally:
             _stop(run.process)
@@ -294,7 +297,7 @@ def _wait_for_sockets(run: Running) -> None:
                 f"{run.name} has made no sockets at {', '.join(run.sockets)} in {START_S:.0f} s"
                 f"{run.said()}"
             )
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

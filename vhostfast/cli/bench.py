@@ -1,7 +1,8 @@
 """vhostfast bench: measures any vhost-user-net back-end, alone or against another."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +11,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vhostfast.bench.backend import Rows
     from vhostfast.bench.compare import Change
     from vhostfast.bench.report import Report, Spread
-    from vhostfast.bench.workload import Plan
+    from vhostfast.bench.rounds import Progress
 
 IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 
@@ -138,6 +138,7 @@ def _bench(
         return
     from vhostfast.bench.backend import choose
     from vhostfast.bench.place import choose_hugepages
+    from vhostfast.bench.rounds import run
     from vhostfast.bench.workload import Plan, Workload, parse_frames
 
     frames = parse_frames(sizes)
@@ -151,30 +152,29 @@ def _bench(
     if sentence:
         typer.echo(sentence, err=True)
     rows = choose(plan, backend, socket or [], versus, limits=limits)
-    report = _with_progress(plan, rows)
+    with progress_on_stderr() as progress:
+        report = run(plan, rows, progress)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
         _print_report(report)
 
 
-def _with_progress(plan: "Plan", rows: "Rows") -> "Report":
-    """On stderr, and silent between turns: it would run on a CPU that is measured."""
+@contextmanager
+def progress_on_stderr() -> Iterator["Progress"]:
+    """A bar that is silent between turns: it would run on a CPU that is measured."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from vhostfast.bench.rounds import run
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, transient=True
-    ) as bar:
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=1.0)
 
         def progress(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share, refresh=True)
 
-        return run(plan, rows, progress)
+        yield progress
 
 
 def _print_report(report: "Report") -> None:
@@ -182,7 +182,7 @@ def _print_report(report: "Report") -> None:
     merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
     many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
-    table = _table(
+    table = table_of(
         f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
         f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages} pages,"
         f" {plan['rounds']} x {plan['seconds']:g} s",
@@ -194,12 +194,12 @@ def _print_report(report: "Report") -> None:
             style = "bold" if row == report.subject else ""
             table.add_row(frames, row, *_cells(report, frames, row), style=style)
         table.add_section()
-    _print_table(table)
+    print_table(table)
     for line in _footer(report):
         print(line)
 
 
-def _table(title: str, *headings: Sequence[str]) -> "Table":
+def table_of(title: str, *headings: Sequence[str]) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -210,7 +210,7 @@ def _table(title: str, *headings: Sequence[str]) -> "Table":
     return table
 
 
-def _print_table(table: "Table") -> None:
+def print_table(table: "Table") -> None:
     """As wide as it has to be: no figure is cut short."""
     from rich.console import Console
 
@@ -222,7 +222,7 @@ def _print_table(table: "Table") -> None:
 
 def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
-    cells = [_short(rate.median), _range(rate)]
+    cells = [short(rate.median), _range(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
     cells += [f"{report.figures(frames, row, what).median:.1%}" for what in ("idle", "lost")]
     against = report.held_against(row)
@@ -231,17 +231,17 @@ def _cells(report: "Report", frames: str, row: str) -> list[str]:
     ]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three digits, or all that are before the point."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _range(spread: "Spread") -> str:
-    return f"{_short(spread.low)}-{_short(spread.high)}"
+    return f"{short(spread.low)}-{short(spread.high)}"
 
 
 def _spread(spread: "Spread") -> str:
-    return f"{_short(spread.median)} ({_range(spread)})"
+    return f"{short(spread.median)} ({_range(spread)})"
 
 
 def _others(report: "Report") -> list[str]:
@@ -303,13 +303,13 @@ def _change(one: "Change") -> dict[str, object]:
 
 def _print_changes(changes: "list[Change]") -> None:
     title = f"{changes[0].row}: medians and the range of rounds"
-    table = _table(title, ("bytes", "figure", "old", "new", "change", ""))
+    table = table_of(title, ("bytes", "figure", "old", "new", "change", ""))
     for one in changes:
         verdict = "more than noise" if one.is_more_than_noise else "noise"
         figure = f"x {one.to}" if one.to else "Mpps"
         cells = (_spread(one.old), _spread(one.new), f"{one.factor - 1:+.1%}", verdict)
         table.add_row(one.frames, figure, *cells, style="bold" if one.is_more_than_noise else "")
-    _print_table(table)
+    print_table(table)
     print(
         "more than noise: no round of one run lies among those of the other, which by chance"
         f" alone happens once in {changes[0].chance} times"
