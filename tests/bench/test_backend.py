@@ -103,7 +103,12 @@ def test_sockets_that_are_served_already() -> None:
         ("sleep {0} {1} {2}", [], None, r"places are \{0\}, \{1\}, \{worker\}"),
         ("sleep {0} {1} {", [], None, "write {{ for a brace"),
         ("sleep '{0} {1}", [], None, "No closing quotation"),
-        (None, [], "dpkd", "--versus 'dpkd': there is no .*, and no .socket.; or give dpdk"),
+        (
+            None,
+            [],
+            "dpkd",
+            "--versus 'dpkd': there is no .*, and no .socket.; or give dpdk or ovs or vhostfast",
+        ),
     ],
 )
 def test_wrong_usage(

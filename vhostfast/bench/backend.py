@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vhostfast.bench.ovs import VSWITCHD
 from vhostfast.bench.workload import MODES, Plan
 from vhostfast.errors import EnvironmentLacks, UsageError
 
@@ -28,6 +29,9 @@ END_S = 5.0  # from SIGTERM on; then it is killed
 SAID_LINES = 8  # of its last words that are repeated if it dies
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however we end
 OURS = "vhostfast"
+OVS = "ovs"
+OVS_SETTLE_S = 1.5  # it changes its ports twice, and drops what comes meanwhile
+OVS_TOOLS = ("unshare", "ovsdb-tool", "ovsdb-server", "ovs-vsctl")
 TESTPMD = "dpdk-testpmd"
 TESTPMD_BUFFERS = 16384
 TESTPMD_PORTS_MAX = 32  # RTE_MAX_ETHPORTS, as built by Debian
@@ -38,7 +42,8 @@ class Backend:
     """What stands in a row: `command` as above, or `sockets` of one that runs already.
 
     `checked`: what it delivers must be right, which can't be asked of `null`. `log`: its guests
-    migrate, so it has to mark what it writes.
+    migrate, so it has to mark what it writes. `settle_s`: seconds from the start of the rings on
+    in which it may still be busy with that.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Backend:
     sockets: tuple[str, ...] = ()
     checked: bool = True
     log: bool = False
+    settle_s: float = 0.0
 
 
 def ours(plan: Plan) -> Backend:
@@ -98,11 +104,38 @@ def dpdk(plan: Plan) -> Backend:
     )
 
 
+def ovs(plan: Plan) -> Backend:
+    """Open vSwitch with DPDK, a bridge that learns (`bench.ovs`).
+
+    Raises EnvironmentLacks if it isn't installed, UsageError where learning is of no use.
+    """
+    programs = (*OVS_TOOLS, VSWITCHD)
+    lacking = [name for name in programs if shutil.which(name) is None]
+    if lacking:
+        raise EnvironmentLacks(
+            f"{' and '.join(lacking)}: not installed: scripts/install-peers does it (Debian:"
+            " openvswitch-switch-dpdk)"
+        )
+    work = plan.workload
+    if work.guests > 2 or work.pattern == "loop":
+        raise UsageError(
+            f"ovs learns addresses: it sends nothing back to where it came from, and to many guests"
+            f" what they are not meant to have: not --ports {work.guests} or --pattern loop"
+        )
+    pages = "huge" if plan.hugepages else "plain"
+    return Backend(
+        "ovs",
+        f"unshare --net {_python()} -m vhostfast.bench.ovs {{worker}} {{driver}} {pages}"
+        f" {work.queues} {{socket}}",
+        settle_s=OVS_SETTLE_S,
+    )
+
+
 def _python() -> str:
     return shlex.quote(sys.executable)
 
 
-PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OURS: ours}
+PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OVS: ovs, OURS: ours}
 
 
 def parse_backend(option: str, text: str, plan: Plan) -> Backend:
@@ -214,6 +247,7 @@ class Running:
         self.name = backend.name
         self.checked = backend.checked
         self.log = backend.log
+        self.settle_s = backend.settle_s
         self.sockets = list(sockets)
         self.process: subprocess.Popen[bytes] | None = None
         self.start_s = 0.0  # from the command to its last socket

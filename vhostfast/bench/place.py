@@ -21,7 +21,7 @@ from vhostfast.errors import EnvironmentLacks, UsageError
 HUGEPAGES = ("auto", "on", "off")
 FREE_LOOKS, FREE_LOOK_S, FREE_MIN = 5, 0.05, 0.8  # the median counts
 PORT_FDS, QUEUE_PAIR_FDS, SPARE_FDS = 12, 8, 128  # at most, of a driver or a back-end
-SPARE_HUGEPAGES = 40  # for a back-end's own memory, such as testpmd's 64 MiB
+SPARE_HUGEPAGES = 96  # for a back-end's own memory, such as Open vSwitch's 192 MiB
 
 
 def describe() -> dict[str, object]:

@@ -111,6 +111,7 @@ class Guests:
             traffic = Traffic(self._stations(packets), load, idle="spin")
             for migration in self._migrations:
                 migration.begin()
+            time.sleep(self.run.settle_s)
             yield traffic
             for frontend in self.busy:
                 frontend.stop()

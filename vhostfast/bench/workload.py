@@ -119,10 +119,10 @@ class Workload:
                 f"--ports {self.ports} of --queues {self.queues}: the driver turns {LANES_MAX}"
                 " pairs of queues at most"
             )
-        if self.forward == "learn" and self.guests != 2:
+        if self.forward == "learn" and self.guests > 2:
             raise UsageError(
-                f"--forward learn: needs two guests, here are {self.guests}: from one nothing comes"
-                " back, and to many frames go until their addresses are learned"
+                f"--forward learn: frames go to all {self.guests} guests until their addresses are"
+                " learned: it is measured with two"
             )
 
     def _check_buffers(self) -> None:

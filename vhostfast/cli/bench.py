@@ -41,8 +41,9 @@ Sockets = Annotated[
 Versus = Annotated[
     str | None,
     typer.Option(
-        metavar="dpdk|'CMD {0} {1}'",
-        help="Against this one, in turn. dpdk is testpmd; vhostfast our own switch.",
+        metavar="dpdk|ovs|'CMD {0} {1}'",
+        help="Against this one, in turn. dpdk is testpmd, ovs Open vSwitch with DPDK, vhostfast our"
+        " own switch.",
     ),
 ]
 Sizes = Annotated[
@@ -82,8 +83,12 @@ Busy = Annotated[
 ]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
 Forward = Annotated[
-    str,
-    typer.Option(metavar="patch|learn", help="Of our own switch: by pairs, or learned addresses."),
+    str | None,
+    typer.Option(
+        metavar="patch|learn",
+        help="Of our own switch: by pairs, or by learned addresses. [default: patch; beside ovs,"
+        " which learns, learn]",
+    ),
 ]
 Log = Annotated[
     str,
@@ -115,7 +120,7 @@ def _bench(
     ports: Ports = 2,
     busy: Busy = "all",
     mode: Mode = "poll",
-    forward: Forward = "patch",
+    forward: Forward = None,
     log: Log = "off",
     rounds: Annotated[int, typer.Option(metavar="N", help="Of each size.")] = 5,
     seconds: Annotated[float, typer.Option(help="Timed, in each turn.")] = 1.0,
@@ -136,12 +141,13 @@ def _bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from vhostfast.bench.backend import choose
+    from vhostfast.bench.backend import OVS, choose
     from vhostfast.bench.place import choose_hugepages
     from vhostfast.bench.rounds import run
     from vhostfast.bench.workload import Plan, Workload, parse_frames
 
     frames = parse_frames(sizes)
+    forward = forward or ("learn" if OVS in (backend, versus) else "patch")
     work = Workload(
         frames, pattern, load, ring_size, layout, mergeable, queues, mode, log, forward, ports,
         busy, buffer_size,
