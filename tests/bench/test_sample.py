@@ -145,6 +145,12 @@ def test_lean_frames_in_small_buffers() -> None:
     )
     assert checked.received == 40_000
     assert timed.lost == 0
+    with (
+        running(ours(of), of) as run,
+        connected(run, of) as guests,
+        guests.traffic(frames, "lean", 1) as traffic,
+    ):
+        assert traffic.pools[0].stride == 512
     assert timed.verified > 100  # with their rest, or they would not be right
 
 
@@ -201,3 +207,13 @@ def test_one_that_can_not_log() -> None:
         UsageError, match=r"^logless: .* does not offer LOG_SHMFD: .*; give --log off"
     ):
         both(replace(faulty("logless"), log=True), of)
+
+
+def test_frames_for_others_are_found_out() -> None:
+    """Four guests whose back-end joins the first to the third."""
+    of = plan(ports=4)
+    crossed = ours(of).command.replace("{socket}", "")
+    crossed = crossed.replace("--port=vm{n}=vhost-user:", "")
+    crossed += " ".join(f"--port=vm{n}=vhost-user:{{{n}}}" for n in (0, 2, 1, 3))
+    with pytest.raises(VhostfastError, match=r"^crossed: guest 0 has frames that were for others"):
+        both(Backend("crossed", crossed), of)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vhostfast.bench.backend import Running, starved_ns
 from vhostfast.bench.workload import IDLE_RING_SIZE, Frames, Plan
+from vhostfast.core.traffic import FLOWS_MAX
 from vhostfast.driver.frontend import FEATURES, Frontend
 from vhostfast.driver.memory import GuestMemory
 from vhostfast.driver.migration import Migration
@@ -147,8 +148,7 @@ class Guests:
         self._pages += sum(len(migration.take()) for migration in self._migrations)
 
     def _stations(self, packets: int | None) -> list[Station]:
-        """Two by two, and each two with the same flows: a frame that went astray to others would be
-        one too many of theirs."""
+        """Two by two. Flows are told apart as far as there are numbers for them."""
         work = self.plan.workload
         one_way = work.pattern == "one-way"
         return [
@@ -156,7 +156,7 @@ class Guests:
                 frontend,
                 mac(number),
                 mac(number ^ 1),
-                number % 2 * work.queues,
+                number * work.queues % (FLOWS_MAX // (2 * work.queues) * 2 * work.queues),
                 sends=not one_way or number % 2 == 0,
                 receives=not one_way or number % 2 == 1,
                 packets=packets,
@@ -173,6 +173,17 @@ class Guests:
                 f"{self.run.name}: frames of {frames.name} bytes did not arrive as they were sent:"
                 f" {told} of {counters.received}"
             )
+
+    def require_at_home(self, traffic: Traffic) -> None:
+        """Raises VhostfastError if a guest has frames of another than its peer."""
+        stations, queues = traffic.stations, self.plan.workload.queues
+        for number in range(len(stations)):
+            peer = stations[number ^ 1 if len(stations) > 1 else number].flow
+            if astray := traffic.heard(number) - set(range(peer, peer + queues)):
+                raise VhostfastError(
+                    f"{self.run.name}: guest {number} has frames that were for others, of flow"
+                    f" {min(astray)}"
+                )
 
     def require_marks(self, counters: Counters) -> None:
         """Raises VhostfastError for a log without a mark, though packets went."""
@@ -223,6 +234,7 @@ def verify(guests: Guests, frames: Frames) -> Counters:
             time.sleep(LOOK_S)
     counters = traffic.counters()
     guests.require_right(frames, counters)
+    guests.require_at_home(traffic)
     guests.require_marks(counters)
     if counters.received == 0:
         guests.run.require_alive()

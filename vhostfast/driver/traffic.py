@@ -247,6 +247,11 @@ class Traffic:
             total += Counters(missing=missing, reordered=reordered, repeated=repeated)
         return total
 
+    def heard(self, station: int) -> set[int]:
+        """The flows of which a station has received anything; lean loads don't look."""
+        flows = self._flows[station]
+        return {number for number in range(FLOWS_MAX) if flows[number][0]}
+
     def cycles(self) -> tuple[int, int]:
         """TSC cycles of turns in which something moved, and of others; at any time. By their shares
         one sees who is measured, the back-end or the driver."""
