@@ -14,7 +14,7 @@
 #include "ring.h"
 
 enum bare_limit {
-    BARE_LANES_MAX = 256,
+    BARE_LANES_MAX = 1024,
     BARE_BURST = 64,
     BARE_GROUP = 16, /* packets that are looked at before the first of them is copied */
 };

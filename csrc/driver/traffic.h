@@ -15,7 +15,7 @@
 #include "driver/lean.h"
 
 enum traffic_loop_limit {
-    TRAFFIC_LANES_MAX = 64,
+    TRAFFIC_LANES_MAX = 1024,
     TRAFFIC_SPIN = 200,       /* empty turns before the CPU is offered to others */
     TRAFFIC_CLOCK_TURNS = 64, /* between two looks at the clock */
     TRAFFIC_WAIT_MS = 5,      /* sleep at most, to see the words */

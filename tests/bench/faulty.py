@@ -1,13 +1,15 @@
 """Back-ends with a fault each, for one guest that wants back what it sends:
 
-python faulty.py good|flip|drop|twice|die|deaf|mute SOCKET
+python faulty.py good|flip|drop|twice|die|deaf|logless|gone|mute SOCKET
 """
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from vhostfast.backend.connection import Connection
 from vhostfast.bench.bare import BarePort, Loop
 from vhostfast.device.endpoint import Listener
 from vhostfast.device.net import NetDevice, serve
-from vhostfast.protocol.features import Offer
+from vhostfast.protocol.features import Offer, ProtocolFeature
 
 DIES_AFTER = 1000  # packets
 
@@ -41,12 +43,14 @@ class Faulty(NetDevice):
             self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
 
 
-async def deaf(path: str) -> None:
+async def deaf(path: str, offer: Offer, lives_s: float | None = None) -> None:
     """Agrees to everything and walks no ring."""
+    if lives_s is not None:
+        asyncio.get_running_loop().call_later(lives_s, os.kill, os.getpid(), signal.SIGKILL)
     port = BarePort("deaf", Loop(null=False))
 
     async def one(sock: socket.socket) -> str:
-        return await Connection(sock, port, Offer.net()).serve()
+        return await Connection(sock, port, offer).serve()
 
     with Listener("deaf", path) as listener:
         await listener.run(one)
@@ -62,8 +66,15 @@ def mute(path: str) -> None:
 
 if __name__ == "__main__":
     kind, path = sys.argv[1:]
-    if kind == "deaf":
-        asyncio.run(deaf(path))
+    offer = Offer.net()
+    if kind == "logless":
+        offer = replace(
+            offer, protocol_features=offer.protocol_features & ~ProtocolFeature.LOG_SHMFD
+        )
+    if kind in ("deaf", "logless"):
+        asyncio.run(deaf(path, offer))
+    elif kind == "gone":
+        asyncio.run(deaf(path, offer, lives_s=2.0))
     elif kind == "mute":
         mute(path)
     else:

@@ -1,6 +1,7 @@
 """Back-ends as options name them, and their processes."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from vhostfast.bench import backend
 from vhostfast.bench.backend import Backend, choose, fill, running
-from vhostfast.bench.workload import Plan, Workload
+from vhostfast.bench.workload import Plan, Workload, parse_frames
 from vhostfast.errors import EnvironmentLacks, UsageError
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -48,6 +49,44 @@ def test_a_command_against_another_of_the_same_name() -> None:
     assert (rows.subject, rows.versus) == ("sleep", "other sleep")
 
 
+def test_limits_that_are_none() -> None:
+    """A copy where nothing is copied; and two that know of one buffer a frame."""
+    of = Plan(Workload(pattern="send-only"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    rows = choose(of, None, [], None).backends
+    assert [(one.name, one.checked) for one in rows] == [("null", False), ("vhostfast", False)]
+    assert "--forward drop" in rows[-1].command
+    small = Workload(parse_frames("64,1500"), buffer_size=512)
+    of = Plan(small, worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    assert [one.name for one in choose(of, None, [], None).backends] == ["vhostfast"]
+
+
+def test_dpdk_has_so_many_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    of = Plan(Workload(ports=34), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    with pytest.raises(UsageError, match="dpdk: testpmd has 32 ports at most, not 34"):
+        choose(of, None, [], "dpdk")
+
+
+def logged(log: str) -> Plan:
+    return Plan(Workload(log=log), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+
+
+def test_a_log_is_for_all_but_the_limits() -> None:
+    rows = choose(logged("on"), None, [], "sleep {0} {1}").backends
+    assert {one.name: one.log for one in rows} == {
+        "null": False, "bare": False, "sleep": True, "vhostfast": True,
+    }  # fmt: skip
+
+
+def test_with_and_without_a_log() -> None:
+    rows = choose(logged("both"), None, [], None, limits=False)
+    off, on = rows.backends
+    assert (rows.subject, rows.versus) == (on.name, off.name) == ("vhostfast", "log off")
+    assert (on.command, on.log, off.log) == (off.command, True, False)
+    with pytest.raises(UsageError, match="--log both holds a back-end against itself"):
+        choose(logged("both"), None, [], "sleep {0} {1}")
+
+
 def test_sockets_that_are_served_already() -> None:
     rows = choose(PLAN, None, ["/a", "/b"], "vhostfast", limits=False)
     assert rows.backends[-1].sockets == ("/a", "/b")
@@ -64,7 +103,12 @@ def test_sockets_that_are_served_already() -> None:
         ("sleep {0} {1} {2}", [], None, r"places are \{0\}, \{1\}, \{worker\}"),
         ("sleep {0} {1} {", [], None, "write {{ for a brace"),
         ("sleep '{0} {1}", [], None, "No closing quotation"),
-        (None, [], "dpkd", "--versus 'dpkd': there is no .* or give dpdk or vhostfast"),
+        (
+            None,
+            [],
+            "dpkd",
+            "--versus 'dpkd': there is no .*, and no .socket.; or give dpdk or ovs or vhostfast",
+        ),
     ],
 )
 def test_wrong_usage(
@@ -95,6 +139,11 @@ def test_a_mode_is_for_our_switch() -> None:
 def test_places_are_filled_within_words() -> None:
     words = fill("x", "a --s=iface={0},x '{1} b' {worker}@{driver} {{}}", ["/0", "/1"], PLAN)
     assert words == ["a", "--s=iface=/0,x", "/1 b", f"{CPUS[0]}@{CPUS[-1]}", "{}"]
+    words = fill("x", "a --v={n}:{socket}@{driver} {1} '{socket} '", ["/0", "/1"], PLAN)
+    last = CPUS[-1]
+    assert words == ["a", f"--v=0:/0@{last}", f"--v=1:/1@{last}", "/1", "/0 ", "/1 "]
+    with pytest.raises(UsageError, match=r"'n'.*\{socket\} with \{n\}"):
+        fill("x", "{socket} {n}", ["/0", "/1"], PLAN)
 
 
 # --- Processes ------------------------------------------------------------------------------------

@@ -47,4 +47,4 @@ def test_usage() -> None:
         command = [sys.executable, "-m", "vhostfast.bench.bare", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        assert done.stderr == "bare: give copy or null and one socket or two\n"
+        assert done.stderr == "bare: give copy or null and one socket, or some two by two\n"

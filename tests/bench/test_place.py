@@ -1,6 +1,7 @@
 """What a run says of its machine, and demands of it."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -40,6 +41,22 @@ def test_hugepages_that_are_there() -> None:
     use, sentence = place.choose_hugepages("auto", plan)
     assert use == (free >= 2 + place.SPARE_HUGEPAGES)
     assert bool(sentence) != use
+
+
+def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are needed, and never fewer than before."""
+    limits = [(1024, 20000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, limit: limits.append(limit))
+    place.require_fds(Plan())
+    assert limits == [(1024, 20000)]
+    place.require_fds(Plan(Workload(ports=256)))
+    assert limits[1:] == [(5248, 20000)]
+    place.require_fds(Plan(Workload(ports=128)))
+    assert limits[2:] == []
+    limits.append((1024, 8192))
+    with pytest.raises(EnvironmentLacks, match=r"256 guests of 4 .* need 11392 .* and 8192 are al"):
+        place.require_fds(Plan(Workload(ports=256, queues=4)))
 
 
 @pytest.mark.parametrize("which", ["worker", "driver"])

@@ -2,14 +2,16 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vhostfast.bench import sample
-from vhostfast.bench.backend import Backend, null, ours, running
+from vhostfast.bench import place, sample
+from vhostfast.bench.backend import Backend, bare, null, ours, running
 from vhostfast.bench.sample import Sample, connected, measure, verify
 from vhostfast.bench.workload import Frames, Plan, Workload, parse_frames
+from vhostfast.driver.migration import Migration
 from vhostfast.driver.traffic import Counters
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
 
@@ -37,6 +39,11 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
         {"pattern": "loop", "load": "full", "mode": "adaptive"},
         {"queues": 2, "layout": "chained", "mergeable": False, "mode": "interrupt"},
         {"ring_size": 1024, "layout": "indirect", "load": "full"},
+        {"log": "on", "load": "touch", "queues": 2},
+        {"ports": 6, "busy": "2"},
+        {"ports": 6, "pattern": "one-way", "load": "touch"},
+        {"buffer_size": 512, "load": "touch"},
+        {"buffer_size": 500, "load": "full", "layout": "indirect", "ring_size": 1024},
     ],
     ids=str,
 )
@@ -44,15 +51,23 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
 def test_our_switch_under_every_workload(workload: dict[str, object], size: str) -> None:
     of = plan(**workload)
     (frames,) = parse_frames(size)
-    checked, timed = both(ours(of), of, frames)
-    sides = 2 if of.workload.pattern == "both-ways" else 1
-    assert checked.received == checked.verified == sides * of.workload.queues * 20_000
+    checked, timed = both(replace(ours(of), log=of.workload.log == "on"), of, frames)
+    senders = {"loop": 1, "one-way": 3 if of.workload.ports == 6 else 1}.get(of.workload.pattern, 2)
+    assert checked.received == checked.verified == senders * of.workload.queues * 20_000
     assert timed.mpps > 0
     assert timed.cycles > 0
     assert timed.lost == 0
     assert timed.verified > 0
     assert 0 <= timed.idle <= 1
     assert 0 <= timed.starved <= 1
+
+
+def test_learned_addresses() -> None:
+    """A frame for a guest that is behind is dropped, as by any bridge; what comes is right."""
+    of = plan(forward="learn", load="full")
+    checked, timed = both(ours(of), of)
+    assert 0 < checked.received == checked.verified <= 40_000
+    assert timed.mpps > 0
 
 
 def faulty(kind: str) -> Backend:
@@ -109,7 +124,7 @@ def test_sockets_that_nobody_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_more_queues_than_there_are() -> None:
     of = plan(pattern="loop", queues=2)
-    one = Backend("one", ours(of).command.replace("{0}", "{0},queues=1"))
+    one = Backend("one", ours(of).command.replace("{socket}", "{socket},queues=1"))
     with pytest.raises(UsageError, match="queue_pairs=2: the back-end has 1"):
         both(one, of)
 
@@ -120,3 +135,85 @@ def test_null_need_not_be_right() -> None:
         timed = measure(guests, SMALL)
     assert timed.mpps > 0
     assert timed.lost == 0
+
+
+def test_lean_frames_in_small_buffers() -> None:
+    (frames,) = parse_frames("1500")
+    of = plan(buffer_size=512)
+    checked, timed = both(
+        ours(replace(of, workload=replace(of.workload, frames=(frames,)))), of, frames
+    )
+    assert checked.received == 40_000
+    assert timed.lost == 0
+    with (
+        running(ours(of), of) as run,
+        connected(run, of) as guests,
+        guests.traffic(frames, "lean", 1) as traffic,
+    ):
+        assert traffic.pools[0].stride == 512
+    assert timed.verified > 100  # with their rest, or they would not be right
+
+
+def test_a_guest_that_only_sends() -> None:
+    of = plan(pattern="send-only")
+    with running(replace(ours(of), checked=False), of) as run, connected(run, of) as guests:
+        timed = measure(guests, SMALL)
+    assert timed.mpps > 0
+    with pytest.raises(EnvironmentLacks, match="deaf took no packet of"):
+        both(replace(faulty("deaf"), checked=False), of)
+
+
+def test_256_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of which sends and receives."""
+    monkeypatch.setattr(sample, "VERIFIED_PACKETS", 100)
+    of = plan(ports=256)
+    place.require_fds(of)
+    for backend in (ours(of), bare(of)):
+        with running(backend, of) as run, connected(run, of) as guests:
+            assert len(guests.frontends) == 256
+            assert verify(guests, SMALL).verified == 256 * 100
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+def test_the_log_is_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was marked once is marked again after that."""
+    takes: list[int] = []
+    take = Migration.take
+
+    def noted(migration: Migration) -> object:
+        pages = take(migration)
+        takes.append(len(pages))
+        return pages
+
+    monkeypatch.setattr(Migration, "take", noted)
+    monkeypatch.setattr(sample, "LOG_TAKE_S", 0.0)
+    of = plan()
+    with running(replace(ours(of), log=True), of) as run, connected(run, of) as guests:
+        measure(guests, SMALL)
+    assert sum(count > 0 for count in takes) > 2
+
+
+def test_one_that_marks_nothing_is_found_out() -> None:
+    of = plan()
+    with pytest.raises(VhostfastError, match="bare: the log is on, and nothing was marked in it"):
+        both(replace(bare(of), log=True), of)
+
+
+def test_one_that_can_not_log() -> None:
+    of = plan(pattern="loop", load="full")
+    with pytest.raises(
+        UsageError, match=r"^logless: .* does not offer LOG_SHMFD: .*; give --log off"
+    ):
+        both(replace(faulty("logless"), log=True), of)
+
+
+def test_frames_for_others_are_found_out() -> None:
+    """Four guests whose back-end joins the first to the third."""
+    of = plan(ports=4)
+    crossed = ours(of).command.replace("{socket}", "")
+    crossed = crossed.replace("--port=vm{n}=vhost-user:", "")
+    crossed += " ".join(f"--port=vm{n}=vhost-user:{{{n}}}" for n in (0, 2, 1, 3))
+    with pytest.raises(VhostfastError, match=r"^crossed: guest 0 has frames that were for others"):
+        both(Backend("crossed", crossed), of)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vhostfast.bench.workload import HUGEPAGE, Frames, Plan, Workload, parse_frames
+from vhostfast.bench.workload import HUGEPAGE, PATTERNS, Frames, Plan, Workload, parse_frames
 from vhostfast.errors import UsageError
 
 
@@ -37,9 +37,33 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"pattern": "round"}, "--pattern round: choose one of both-ways, one-way, loop"),
+        (
+            {"pattern": "round"},
+            "--pattern round: choose one of both-ways, one-way, loop, send-only",
+        ),
         ({"load": "heavy"}, "--load heavy: choose one of full, touch, lean"),
         ({"layout": "odd"}, "--layout odd: choose"),
+        ({"pattern": "receive-only"}, "--pattern receive-only: choose"),
+        ({"forward": "flood"}, "--forward flood: choose one of patch, learn"),
+        ({"forward": "learn", "ports": 4}, "--forward learn: frames go to all 4 guests until"),
+        ({"busy": "3"}, "--busy 3: choose one of all, 2"),
+        ({"ports": 3}, "--ports 3: give 2 to 256, two by two"),
+        ({"ports": 0}, "--ports 0: give"),
+        ({"ports": 258}, "--ports 258: give"),
+        ({"ports": 4, "pattern": "loop"}, "--ports 4: --pattern loop has one guest"),
+        ({"ports": 4, "pattern": "send-only"}, "--ports 4: --pattern send-only has one guest"),
+        ({"ports": 256, "queues": 8}, "--ports 256 of --queues 8: the driver turns 1024 pairs"),
+        ({"buffer_size": 100}, "--buffer-size 100: give 128 to 2112 bytes"),
+        ({"buffer_size": 4096}, "--buffer-size 4096: give"),
+        (
+            {"frames": parse_frames("1500"), "buffer_size": 1024, "mergeable": False},
+            "--buffer-size 1024: a frame takes several .*: leave --no-mergeable away",
+        ),
+        (
+            {"frames": parse_frames("64,imix"), "buffer_size": 1024},
+            "--buffer-size 1024: --load lean counts buffers",
+        ),
+        ({"log": "maybe"}, "--log maybe: choose one of off, on, both"),
         ({"mode": "sleep"}, "--mode sleep: choose one of poll, interrupt, adaptive"),
         ({"ring_size": 100}, "--ring-size 100: give a power of two, 64 to 32768"),
         ({"ring_size": 32}, "--ring-size 32"),
@@ -69,7 +93,7 @@ def test_plans_that_cannot_be(change: dict[str, Any], says: str) -> None:
 
 def test_memory_is_whole_hugepages_and_grows_with_the_rings() -> None:
     sizes = [
-        Workload(ring_size=size, queues=queues).memory_size
+        Workload(ring_size=size, queues=queues).memory_size(size)
         for size, queues in ((64, 1), (256, 1), (4096, 1), (4096, 4))
     ]
     assert sizes == sorted(sizes)
@@ -77,8 +101,28 @@ def test_memory_is_whole_hugepages_and_grows_with_the_rings() -> None:
     assert sizes[-1] > 4 * 2 * 4096 * 2112  # the buffers alone
 
 
-def test_a_loop_has_one_guest() -> None:
-    assert [Workload(pattern=name).guests for name in ("loop", "one-way", "both-ways")] == [1, 2, 2]
+def test_alone_or_two_by_two() -> None:
+    guests = {name: Workload(pattern=name).guests for name in PATTERNS}
+    assert guests == {"both-ways": 2, "one-way": 2, "loop": 1, "send-only": 1}
+    assert (Workload(ports=64).guests, Workload(ports=64).busy_guests) == (64, 64)
+    assert (Workload(ports=64, busy="2").guests, Workload(ports=64, busy="2").busy_guests) == (
+        64,
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "buffer_size", "merges"),
+    [
+        ("direct", 512, False),
+        ("direct", 511, True),
+        ("chained", 564, False),
+        ("chained", 563, True),
+    ],
+)
+def test_when_a_frame_takes_several_buffers(layout: str, buffer_size: int, merges: bool) -> None:
+    frames = parse_frames("64,500")
+    assert Workload(frames, layout=layout, buffer_size=buffer_size).merges is merges
 
 
 def test_a_plan_as_json() -> None:

@@ -57,6 +57,21 @@ def test_table_against_another(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_many_ports_of_a_command() -> None:
+    """Each word with a socket is there once for each."""
+    command = f"{sys.executable} -m vhostfast.bench.bare copy {{socket}}"
+    told = measured("--no-limits", "--ports=10", "--busy=2", f"--backend={command}")
+    assert told["commands"] == {Path(sys.executable).name: command}
+    assert told["plan"]["workload"]["ports"] == 10
+    assert told["summary"][0]["mpps"] > 0
+
+
+def test_the_cost_of_a_log() -> None:
+    told = measured("--log=both", "--no-limits")
+    assert list(told["commands"]) == ["log off", "vhostfast"]
+    assert told["summary"][1]["ratio_to_log off"] > 0
+
+
 def test_a_switch_that_runs_already(tmp_path: Path) -> None:
     sockets = [tmp_path / "a", tmp_path / "b"]
     with daemon(*ports(*sockets), "--forward=patch", "--mode=interrupt"):
@@ -85,6 +100,13 @@ def test_nobody_is_measured_beside_one_that_keeps_the_cpu(tmp_path: Path) -> Non
     ("options", "code", "says"),
     [
         (["--sizes=64,9000"], 2, "a frame of 9000 bytes doesn't fit: give 60 to 1514"),
+        (["--pattern=receive-only"], 2, "choose one of both-ways, one-way, loop, send-only"),
+        (["--ports=5"], 2, "--ports 5: give 2 to 256, two by two"),
+        (
+            ["--sizes=64,1500", "--buffer-size=512", "--no-mergeable"],
+            2,
+            "--buffer-size 512: a frame",
+        ),
         (["--ring-size=1000"], 2, "--ring-size 1000: give a power of two"),
         (["--socket=/nowhere/a"], 2, "--socket: 1 given, --pattern both-ways needs 2"),
         (["--pattern=loop", "--no-limits", "--socket=/nowhere/a"], 3, "nobody serves /nowhere/a"),

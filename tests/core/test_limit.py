@@ -55,8 +55,8 @@ def test_a_lane(null: bool) -> None:
 def test_bare_takes_rings_that_run_alone() -> None:
     with pytest.raises(ValueError, match="doesn't run"):
         Bare([(Ring(0), Ring(1))])
-    with pytest.raises(ValueError, match="300 lanes, must be 256 at most"):
-        Bare([(Ring(0), Ring(1))] * 300)
+    with pytest.raises(ValueError, match="1025 lanes, must be 1024 at most"):
+        Bare([(Ring(0), Ring(1))] * 1025)
 
 
 def test_the_line_goes_to_and_fro() -> None:

@@ -1,9 +1,10 @@
 """Back-ends under measurement: a command that is started, pinned and stopped here, or sockets.
 
 A command is a text such as 'my-backend --sock {0} --sock {1}': {0} and {1} become the paths of the
-sockets to serve, {worker} and {driver} the numbers of the two CPUs. It runs on the worker's CPU
-(threads that it pins itself go where it pins them), with a folder of its own in
-RUNTIME_DIRECTORY and an open pipe as stdin; SIGTERM ends it.
+sockets to serve, {worker} and {driver} the numbers of the two CPUs. A word with {socket} is there
+once for each socket, and {n} in it is the socket's number: --port=p{n}:{socket}. The command runs
+on the worker's CPU (threads that it pins itself go where it pins them), with a folder of its own
+in RUNTIME_DIRECTORY and an open pipe as stdin; SIGTERM ends it.
 """
 
 import os
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vhostfast.bench.ovs import VSWITCHD
 from vhostfast.bench.workload import MODES, Plan
 from vhostfast.errors import EnvironmentLacks, UsageError
 
@@ -27,68 +29,105 @@ END_S = 5.0  # from SIGTERM on; then it is killed
 SAID_LINES = 8  # of its last words that are repeated if it dies
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however we end
 OURS = "vhostfast"
+OVS = "ovs"
+OVS_SETTLE_S = 1.5  # it changes its ports twice, and drops what comes meanwhile
+OVS_TOOLS = ("unshare", "ovsdb-tool", "ovsdb-server", "ovs-vsctl")
 TESTPMD = "dpdk-testpmd"
 TESTPMD_BUFFERS = 16384
+TESTPMD_PORTS_MAX = 32  # RTE_MAX_ETHPORTS, as built by Debian
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """What stands in a row: `command` as above, or `sockets` of one that runs already.
 
-    `checked`: what it delivers must be right, which can't be asked of `null`.
+    `checked`: what it delivers must be right, which can't be asked of `null`. `log`: its guests
+    migrate, so it has to mark what it writes. `settle_s`: seconds from the start of the rings on
+    in which it may still be busy with that.
     """
 
     name: str
     command: str = ""
     sockets: tuple[str, ...] = ()
     checked: bool = True
+    log: bool = False
+    settle_s: float = 0.0
 
 
 def ours(plan: Plan) -> Backend:
     """`vhostfast switch`."""
     work = plan.workload
-    forward = "loopback" if work.pattern == "loop" else "patch"
-    ports = " ".join(f"--port vm{n}=vhost-user:{{{n}}}" for n in range(work.guests))
+    forward = {"loop": "loopback", "send-only": "drop"}.get(work.pattern, work.forward)
     return Backend(
         OURS,
         f"{_python()} -m vhostfast switch --forward {forward} --mode {work.mode}"
-        f" --cpus {{worker}} --log-level warning {ports}",
+        " --cpus {worker} --log-level warning --port=vm{n}=vhost-user:{socket}",
     )
 
 
-def bare(plan: Plan) -> Backend:
+def bare(_plan: Plan) -> Backend:
     """One copy and no check: the limit."""
-    return _limit("bare", "copy", plan)
+    return _limit("bare", "copy")
 
 
-def null(plan: Plan) -> Backend:
+def null(_plan: Plan) -> Backend:
     """Nothing at all: what the driver can do."""
-    return _limit("null", "null", plan, checked=False)
+    return _limit("null", "null", checked=False)
 
 
-def _limit(name: str, kind: str, plan: Plan, *, checked: bool = True) -> Backend:
-    sockets = " ".join(f"{{{n}}}" for n in range(plan.workload.guests))
-    return Backend(name, f"{_python()} -m vhostfast.bench.bare {kind} {sockets}", checked=checked)
+def _limit(name: str, kind: str, *, checked: bool = True) -> Backend:
+    return Backend(name, f"{_python()} -m vhostfast.bench.bare {kind} {{socket}}", checked=checked)
 
 
 def dpdk(plan: Plan) -> Backend:
-    """DPDK's testpmd, two net_vhost ports and io forwarding; a single port sends back to itself.
+    """DPDK's testpmd, net_vhost ports and io forwarding, two by two; a single port sends back to
+    itself, or with rxonly nowhere.
 
-    Raises EnvironmentLacks if it isn't installed.
+    Raises EnvironmentLacks if it isn't installed, UsageError for too many ports.
     """
     if shutil.which(TESTPMD) is None:
         raise EnvironmentLacks(
             f"{TESTPMD} isn't in PATH: install it (scripts/install-peers; Debian: dpdk-dev)"
         )
-    queues, guests = plan.workload.queues, range(plan.workload.guests)
-    vdevs = " ".join(f"--vdev net_vhost{n},iface={{{n}}},queues={queues}" for n in guests)
+    work, queues = plan.workload, plan.workload.queues
+    if work.guests > TESTPMD_PORTS_MAX:
+        raise UsageError(f"dpdk: testpmd has {TESTPMD_PORTS_MAX} ports at most, not {work.guests}")
+    forward = "rxonly" if work.pattern == "send-only" else "io"
     memory = "--in-memory -m 64" if plan.hugepages else "--no-huge -m 192"
     return Backend(
         "dpdk",
         f"{TESTPMD} --lcores 0@{{driver}},1@{{worker}} --no-pci --no-telemetry --no-shconf"
-        f" {memory} {vdevs} -- -i --auto-start --nb-cores=1 --rxq={queues}"
-        f" --txq={queues} --total-num-mbufs={TESTPMD_BUFFERS} --forward-mode=io --no-flush-rx"
+        f" {memory} --vdev=net_vhost{{n}},iface={{socket}},queues={queues}"
+        f" -- -i --auto-start --nb-cores=1 --rxq={queues} --txq={queues}"
+        f" --total-num-mbufs={TESTPMD_BUFFERS} --forward-mode={forward} --no-flush-rx"
         " --disable-link-check",
+    )
+
+
+def ovs(plan: Plan) -> Backend:
+    """Open vSwitch with DPDK, a bridge that learns (`bench.ovs`).
+
+    Raises EnvironmentLacks if it isn't installed, UsageError where learning is of no use.
+    """
+    programs = (*OVS_TOOLS, VSWITCHD)
+    lacking = [name for name in programs if shutil.which(name) is None]
+    if lacking:
+        raise EnvironmentLacks(
+            f"{' and '.join(lacking)}: not installed: scripts/install-peers does it (Debian:"
+            " openvswitch-switch-dpdk)"
+        )
+    work = plan.workload
+    if work.guests > 2 or work.pattern == "loop":
+        raise UsageError(
+            f"ovs learns addresses: it sends nothing back to where it came from, and to many guests"
+            f" what they are not meant to have: not --ports {work.guests} or --pattern loop"
+        )
+    pages = "huge" if plan.hugepages else "plain"
+    return Backend(
+        "ovs",
+        f"unshare --net {_python()} -m vhostfast.bench.ovs {{worker}} {{driver}} {pages}"
+        f" {work.queues} {{socket}}",
+        settle_s=OVS_SETTLE_S,
     )
 
 
@@ -96,7 +135,7 @@ def _python() -> str:
     return shlex.quote(sys.executable)
 
 
-PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OURS: ours}
+PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OVS: ovs, OURS: ours}
 
 
 def parse_backend(option: str, text: str, plan: Plan) -> Backend:
@@ -105,10 +144,10 @@ def parse_backend(option: str, text: str, plan: Plan) -> Backend:
         return PRESETS[text](plan)
     names = [str(number) for number in range(plan.workload.guests)]
     missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in text]
-    if missing:
+    if missing and "{socket}" not in text:
         raise UsageError(
             f"{option} '{text}': there is no {' nor '.join(missing)}, which become the sockets'"
-            f" paths; or give {' or '.join(PRESETS)}"
+            f" paths, and no {{socket}}; or give {' or '.join(PRESETS)}"
         )
     words = fill(option, text, names, plan)
     if shutil.which(words[0]) is None:
@@ -120,14 +159,21 @@ def parse_backend(option: str, text: str, plan: Plan) -> Backend:
 
 def fill(option: str, text: str, sockets: Sequence[str], plan: Plan) -> list[str]:
     """The command's words, its places filled. Raises UsageError."""
-    places = {"worker": plan.worker_cpu, "driver": plan.driver_cpu}
+    cpus: dict[str, str | int] = {"worker": plan.worker_cpu, "driver": plan.driver_cpu}
+    words = []
     try:
-        return [word.format(*sockets, **places) for word in shlex.split(text)]
+        for word in shlex.split(text):
+            if "{socket}" in word:
+                each = [cpus | {"n": n, "socket": socket} for n, socket in enumerate(sockets)]
+            else:
+                each = [cpus]
+            words += [word.format(*sockets, **places) for places in each]
     except (ValueError, LookupError) as error:
         raise UsageError(
-            f"{option} '{text}': {error}: places are {{0}}, {{1}}, {{worker}} and {{driver}};"
-            " write {{ for a brace"
+            f"{option} '{text}': {error}: places are {{0}}, {{1}}, {{worker}} and {{driver}}, and"
+            " {socket} with {n}; write {{ for a brace"
         ) from None
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +193,10 @@ def choose(
     *,
     limits: bool = True,
 ) -> Rows:
-    """What the options --backend, --socket, --versus and --limits ask for.
+    """What the options --backend, --socket, --versus, --limits and --log ask for.
 
-    Raises UsageError or EnvironmentLacks.
+    The limits have no log to keep, and can do nothing with small buffers; a copy is no limit where
+    nothing has to be copied. Raises UsageError or EnvironmentLacks.
     """
     guests = plan.workload.guests
     if sockets and backend is not None:
@@ -162,16 +209,35 @@ def choose(
         subject = Backend("running", sockets=tuple(sockets))
     else:
         subject = parse_backend("--backend", backend or OURS, plan)
-    rows = [null(plan), bare(plan)] if limits else []
+    rows: list[Backend] = []
+    if limits and not plan.workload.merges:
+        rows = [null(plan)] if plan.workload.pattern == "send-only" else [null(plan), bare(plan)]
     against = None
     if versus is not None:
         against = parse_backend("--versus", versus, plan)
         if against.name == subject.name:
             against = replace(against, name=f"other {against.name}")
-        rows.append(against)
     if plan.workload.mode != MODES[0] and OURS not in (subject.name, against and against.name):
         raise UsageError(f"--mode {plan.workload.mode} is of our own switch, which has no row here")
-    return Rows((*rows, subject), subject.name, against.name if against else None)
+    subject, against = _logged(plan.workload.log, subject, against)
+    rows += [against, subject] if against else [subject]
+    if plan.workload.pattern == "send-only":
+        rows = [replace(row, checked=False) for row in rows]
+    return Rows(tuple(rows), subject.name, against.name if against else None)
+
+
+def _logged(log: str, subject: Backend, against: Backend | None) -> tuple[Backend, Backend | None]:
+    """The same rows as --log wants them."""
+    if log == "both" and against is not None:
+        raise UsageError(
+            "--log both holds a back-end against itself without a log: leave --versus away, or"
+            " give --log on"
+        )
+    if log == "both":
+        against = replace(subject, name="log off")
+    elif log == "on" and against is not None:
+        against = replace(against, log=True)
+    return replace(subject, log=log != "off"), against
 
 
 class Running:
@@ -180,8 +246,11 @@ class Running:
     def __init__(self, backend: Backend, sockets: Sequence[str], output: Path | None) -> None:
         self.name = backend.name
         self.checked = backend.checked
+        self.log = backend.log
+        self.settle_s = backend.settle_s
         self.sockets = list(sockets)
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_s = 0.0  # from the command to its last socket
         self._output = output
 
     def require_alive(self) -> None:
@@ -229,6 +298,7 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
         run = Running(backend, sockets, folder / "output")
         words = fill(backend.name, backend.command, sockets, plan)
         _require_tools((DIES_WITH_US[0], TASKSET))
+        began = time.monotonic()
         with open(folder / "output", "wb") as output:
             run.process = subprocess.Popen(
                 [*DIES_WITH_US, TASKSET, "-c", str(plan.worker_cpu), *words],
@@ -240,6 +310,7 @@ def running(backend: Backend, plan: Plan) -> Iterator[Running]:
             )
         try:
             _wait_for_sockets(run)
+            run.start_s = time.monotonic() - began
             yield run
         finally:
             _stop(run.process)
@@ -260,7 +331,7 @@ def _wait_for_sockets(run: Running) -> None:
                 f"{run.name} has made no sockets at {', '.join(run.sockets)} in {START_S:.0f} s"
                 f"{run.said()}"
             )
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -1,9 +1,10 @@
 """The limits of every table, as a back-end of their own:
 
-    python -m vhostfast.bench.bare copy|null SOCKET [SOCKET]
+    python -m vhostfast.bench.bare copy|null SOCKET...
 
-"copy" moves packets between two guests, or back to the only one, and checks nothing; "null" gives
-back what it is offered (csrc/driver/bare.h). Only for the built-in driver: it believes the guest.
+"copy" moves packets between guests, two by two, or back to the only one, and checks nothing; "null"
+gives back what it is offered (csrc/driver/bare.h). Only for the built-in driver: it believes the
+guest.
 """
 
 import asyncio
@@ -50,7 +51,8 @@ class Loop:
     def _lanes(self) -> list[tuple[Ring, Ring]]:
         """From each transmit ring to the receive ring of the same pair at the other port."""
         lanes = []
-        for port, peer in zip(self.ports, reversed(self.ports), strict=True):
+        for number, port in enumerate(self.ports):
+            peer = self.ports[number ^ 1] if len(self.ports) > 1 else port
             for index, ring in port.rings.items():
                 if index % 2 and index - 1 in peer.rings:
                     lanes.append((ring, peer.rings[index - 1]))
@@ -85,8 +87,8 @@ class BarePort:
 
 async def serve(kind: str, paths: list[str]) -> None:
     """Until cancelled. Raises UsageError, or EnvironmentLacks if a socket can't be made."""
-    if kind not in KINDS or not 1 <= len(paths) <= 2:
-        raise UsageError(f"give {' or '.join(KINDS)} and one socket or two")
+    if kind not in KINDS or not paths or (len(paths) > 1 and len(paths) % 2):
+        raise UsageError(f"give {' or '.join(KINDS)} and one socket, or some two by two")
     loop = Loop(null=kind == "null")
     with ExitStack() as stack:
         tasks = []

@@ -4,6 +4,7 @@ are to each other."""
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import threading
@@ -19,7 +20,8 @@ from vhostfast.errors import EnvironmentLacks, UsageError
 
 HUGEPAGES = ("auto", "on", "off")
 FREE_LOOKS, FREE_LOOK_S, FREE_MIN = 5, 0.05, 0.8  # the median counts
-SPARE_HUGEPAGES = 40  # for a back-end's own memory, such as testpmd's 64 MiB
+PORT_FDS, QUEUE_PAIR_FDS, SPARE_FDS = 12, 8, 128  # at most, of a driver or a back-end
+SPARE_HUGEPAGES = 96  # for a back-end's own memory, such as Open vSwitch's 192 MiB
 
 
 def describe() -> dict[str, object]:
@@ -66,7 +68,8 @@ def choose_hugepages(wanted: str, plan: Plan) -> tuple[bool, str]:
     if wanted not in HUGEPAGES:
         raise UsageError(f"--hugepages {wanted}: choose one of {', '.join(HUGEPAGES)}")
     work = plan.workload
-    needed = work.guests * work.memory_size // HUGEPAGE + SPARE_HUGEPAGES
+    size = work.busy_guests * work.memory_size(work.ring_size)
+    needed = size // HUGEPAGE + SPARE_HUGEPAGES
     free = hugepages()[1]
     if wanted == "off" or free >= needed:
         return wanted != "off", ""
@@ -89,6 +92,23 @@ def require_cpus(plan: Plan) -> None:
                 f"--{option}-cpu {cpu}: there is no such CPU for this process, which has {have};"
                 " back-end and driver need one each"
             )
+
+
+def require_fds(plan: Plan) -> None:
+    """Let this process, and back-ends that it starts, have as many open files as they may need.
+
+    Raises EnvironmentLacks if that is forbidden.
+    """
+    work = plan.workload
+    needed = work.guests * (PORT_FDS + QUEUE_PAIR_FDS * work.queues) + SPARE_FDS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < needed:
+        raise EnvironmentLacks(
+            f"{work.guests} guests of {work.queues} queue pairs may need {needed} open files and"
+            f" {hard} are allowed: raise the limit, as root: ulimit -Hn {needed}"
+        )
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def require_free(cpu: int) -> None:

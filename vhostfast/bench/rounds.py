@@ -25,7 +25,8 @@ def run(plan: Plan, rows: Rows, progress: Progress, distance: Distance = place.d
     """Measure all rows. Raises UsageError, EnvironmentLacks or VhostfastError, with a sentence, as
     soon as something is wrong."""
     place.require_cpus(plan)
-    if len(rows.backends) > 1 and any(one.sockets for one in rows.backends):
+    place.require_fds(plan)
+    if len({bool(one.sockets) for one in rows.backends}) > 1:
         place.require_free(plan.worker_cpu)
     with place.out_of_the_way(plan):
         steps = _Steps(plan, rows.backends, progress)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vhostfast.bench.backend import Running, starved_ns
-from vhostfast.bench.workload import Frames, Plan
+from vhostfast.bench.workload import IDLE_RING_SIZE, Frames, Plan
+from vhostfast.core.traffic import FLOWS_MAX
 from vhostfast.driver.frontend import FEATURES, Frontend
 from vhostfast.driver.memory import GuestMemory
+from vhostfast.driver.migration import Migration
 from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac
 from vhostfast.errors import (
     Disconnected,
@@ -29,6 +31,7 @@ VERIFY_S = 5.0
 ANSWER_S = 5.0  # longer than any back-end takes to be there or to answer
 EDGES_S = 30.0  # more than the timed part can take longer than it should
 LOOK_S, SHORT_LOOK_S = 0.05, 0.001
+LOG_TAKE_S = 0.1  # between two looks into the log: a hypervisor copies meanwhile
 PATIENCE_S = 3.0  # for the first packet, where others keep the back-end from its CPU
 LINGER_S = 1.0  # so long nothing has moved: what has not come is lost
 FAULTS = ("corrupt", "foreign", "reordered", "repeated")
@@ -54,56 +57,112 @@ class Sample:
 
 
 class Guests:
-    """The guests of a back-end, connected: as many as the workload has."""
+    """The guests of a back-end, connected: as many as the workload has, or all of them idle.
 
-    def __init__(self, run: Running, plan: Plan, stack: ExitStack) -> None:
+    Idle ones have small rings, in pages of 4 KiB, with all their receive buffers on offer.
+    """
+
+    def __init__(self, run: Running, plan: Plan, stack: ExitStack, *, idle: bool = False) -> None:
         self.run = run
         self.plan = plan
         work = plan.workload
+        busy = 0 if idle else work.busy_guests
         features = FEATURES if work.mergeable else FEATURES & ~VirtioFeature.MRG_RXBUF
         self.frontends: list[Frontend] = []
-        for socket in run.sockets:
-            memory = GuestMemory(((0, work.memory_size),), hugepages=plan.hugepages)
+        for number, socket in enumerate(run.sockets):
+            ring_size = work.ring_size if number < busy else min(work.ring_size, IDLE_RING_SIZE)
+            regions = ((0, work.memory_size(ring_size)),)
+            memory = GuestMemory(regions, hugepages=plan.hugepages and number < busy)
             frontend = Frontend(
                 socket,
                 stack.enter_context(memory),
                 queue_pairs=work.queues,
-                ring_size=work.ring_size,
+                ring_size=ring_size,
                 features=features,
                 timeout_s=ANSWER_S,
             )
             self.frontends.append(stack.enter_context(frontend))
+        self.busy, self.idle = self.frontends[:busy], self.frontends[busy:]
         agreed = self.frontends[0].features
         if work.mergeable and VirtioFeature.MRG_RXBUF not in agreed:
             raise UsageError(f"{run.name} offers no mergeable buffers: give --no-mergeable")
         if work.layout == "indirect" and VirtioFeature.INDIRECT_DESC not in agreed:
             raise UsageError(f"{run.name} offers no indirect descriptors: give another --layout")
+        self._migrations = self._migrate(stack) if run.log else []
+        self._pages = 0  # found marked
+        self._log_due = 0.0
+
+    def _migrate(self, stack: ExitStack) -> list[Migration]:
+        try:
+            return [stack.enter_context(Migration(frontend)) for frontend in self.busy]
+        except EnvironmentLacks as error:
+            raise UsageError(f"{self.run.name}: {error}; give --log off") from None
 
     @contextmanager
     def traffic(
         self, frames: Frames, kind: str, verify_every: int, packets: int | None = None
     ) -> Iterator[Traffic]:
         """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
-        what came is taken."""
-        for frontend in self.frontends:
+        what came is taken. With a log, all that is written meanwhile has to be in it."""
+        work = self.plan.workload
+        load = Load(kind, frames.sizes, work.layout, work.buffer_size, verify_every)
+        with self.looking_on():
+            for frontend in self.busy:
+                frontend.start()
+            traffic = Traffic(self._stations(packets), load, idle="spin")
+            for migration in self._migrations:
+                migration.begin()
+            time.sleep(self.run.settle_s)
+            yield traffic
+            for frontend in self.busy:
+                frontend.stop()
+            self._take_logs()
+            for migration in self._migrations:
+                migration.close()
+            traffic.finish()
+
+    @contextmanager
+    def looking_on(self) -> Iterator[None]:
+        """The rings of idle guests run inside."""
+        for frontend in self.idle:
             frontend.start()
-        layout = self.plan.workload.layout
-        load = Load(kind=kind, sizes=frames.sizes, layout=layout, verify_every=verify_every)
-        traffic = Traffic(self._stations(packets), load, idle="spin")
-        yield traffic
-        for frontend in self.frontends:
+        stations = [Station(one, mac(0), mac(0), 0, sends=False) for one in self.idle]
+        waiting = Traffic(stations, Load()) if stations else None
+        yield
+        for frontend in self.idle:
             frontend.stop()
-        traffic.finish()
+        if waiting:
+            waiting.finish()
+
+    def look(self) -> None:
+        """To be called often meanwhile: whether the back-end lives, and what is in the log.
+
+        Raises EnvironmentLacks.
+        """
+        self.run.require_alive()
+        if time.monotonic() >= self._log_due:
+            self._take_logs()
+
+    def _take_logs(self) -> None:
+        self._log_due = time.monotonic() + LOG_TAKE_S
+        self._pages += sum(len(migration.take()) for migration in self._migrations)
 
     def _stations(self, packets: int | None) -> list[Station]:
+        """Two by two. Flows are told apart as far as there are numbers for them."""
         work = self.plan.workload
-        stations = [
-            Station(frontend, mac(number), mac(1 - number), number * work.queues, packets=packets)
-            for number, frontend in enumerate(self.frontends)
+        one_way = work.pattern == "one-way"
+        return [
+            Station(
+                frontend,
+                mac(number),
+                mac(number ^ 1),
+                number * work.queues % (FLOWS_MAX // (2 * work.queues) * 2 * work.queues),
+                sends=not one_way or number % 2 == 0,
+                receives=not one_way or number % 2 == 1,
+                packets=packets,
+            )
+            for number, frontend in enumerate(self.busy)
         ]
-        if work.pattern == "one-way":
-            stations[0].receives = stations[1].sends = False
-        return stations
 
     def require_right(self, frames: Frames, counters: Counters) -> None:
         """Raises VhostfastError for a byte that is wrong, or a frame that shouldn't be there."""
@@ -115,17 +174,33 @@ class Guests:
                 f" {told} of {counters.received}"
             )
 
+    def require_at_home(self, traffic: Traffic) -> None:
+        """Raises VhostfastError if a guest has frames of another than its peer."""
+        stations, queues = traffic.stations, self.plan.workload.queues
+        for number in range(len(stations)):
+            peer = stations[number ^ 1 if len(stations) > 1 else number].flow
+            if astray := traffic.heard(number) - set(range(peer, peer + queues)):
+                raise VhostfastError(
+                    f"{self.run.name}: guest {number} has frames that were for others, of flow"
+                    f" {min(astray)}"
+                )
+
+    def require_marks(self, counters: Counters) -> None:
+        """Raises VhostfastError for a log without a mark, though packets went."""
+        if counters.done and self._migrations and self._pages == 0:
+            raise VhostfastError(f"{self.run.name}: the log is on, and nothing was marked in it")
+
 
 @contextmanager
-def connected(run: Running, plan: Plan) -> Iterator[Guests]:
-    """The back-end's guests. What goes wrong with it inside is told as a sentence about it.
+def connected(run: Running, plan: Plan, *, idle: bool = False) -> Iterator[Guests]:
+    """The back-end's guests, all `idle` if so. What goes wrong with it inside becomes a sentence.
 
     Raises EnvironmentLacks for a back-end that dies, doesn't answer or leaves; VhostfastError for
     one that breaks the rules of a ring.
     """
     try:
         with ExitStack() as stack:
-            yield Guests(run, plan, stack)
+            yield Guests(run, plan, stack, idle=idle)
     except (TimeoutError, Disconnected) as error:
         _settle(run)
         what = "has left" if isinstance(error, Disconnected) else "doesn't answer"
@@ -148,16 +223,19 @@ def verify(guests: Guests, frames: Frames) -> Counters:
     """Every byte of VERIFIED_PACKETS from each queue that sends. Raises VhostfastError as above, or
     EnvironmentLacks if nothing comes."""
     work = guests.plan.workload
-    total = VERIFIED_PACKETS * work.queues * (2 if work.pattern == "both-ways" else 1)
+    senders = work.busy_guests // 2 if work.pattern == "one-way" else work.busy_guests
+    total = VERIFIED_PACKETS * work.queues * senders
     with (
         guests.traffic(frames, "full", 1, VERIFIED_PACKETS) as traffic,
         _driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
     ):
         while not driver.future.done():
-            guests.run.require_alive()
+            guests.look()
             time.sleep(LOOK_S)
     counters = traffic.counters()
     guests.require_right(frames, counters)
+    guests.require_at_home(traffic)
+    guests.require_marks(counters)
     if counters.received == 0:
         guests.run.require_alive()
         raise EnvironmentLacks(_nothing_came(guests.run, counters))
@@ -213,14 +291,15 @@ def measure(guests: Guests, frames: Frames) -> Sample:
         guests.traffic(frames, plan.workload.load, VERIFY_EVERY) as traffic,
         _driving(plan, traffic, whole_s) as driver,
     ):
-        _wait(run, traffic, plan.warm_up_s)
+        _wait(guests, traffic, plan.warm_up_s)
         before = _now(run, traffic, driver)
-        _wait(run, traffic, plan.seconds)
+        _wait(guests, traffic, plan.seconds)
         after = _now(run, traffic, driver)
         traffic.stop_sending()
     counters = traffic.counters()
     if run.checked:
         guests.require_right(frames, counters)
+    guests.require_marks(counters)
     return _sample(run, counters, before, after)
 
 
@@ -239,12 +318,13 @@ def _now(run: Running, traffic: Traffic, driver: _Driver) -> _Moment:
     return _Moment(traffic.counters(), busy, idle, time.perf_counter(), starved)
 
 
-def _wait(run: Running, traffic: Traffic, seconds: float) -> None:
+def _wait(guests: Guests, traffic: Traffic, seconds: float) -> None:
     """Sleep until the time is up and something has come, but not longer than the back-end lives."""
+    run = guests.run
     before = _packets(run, traffic.counters())
     began = time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds + PATIENCE_S:
-        run.require_alive()
+        guests.look()
         if spent >= seconds and _packets(run, traffic.counters()) > before:
             break
         time.sleep(max(min(seconds - spent, LOOK_S), SHORT_LOOK_S))

@@ -4,18 +4,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vhostfast.core.driver import RING_SIZE_MAX
+from vhostfast.core.traffic import LANES_MAX
 from vhostfast.driver.traffic import KINDS, LAYOUTS, STRIDE
 from vhostfast.errors import UsageError
 
 MODES = ("poll", "interrupt", "adaptive")
-PATTERNS = ("both-ways", "one-way", "loop")
+PATTERNS = ("both-ways", "one-way", "loop", "send-only")
+ALONE = ("loop", "send-only")  # of them: one guest
+BUSY = ("all", "2")
+FORWARDS = ("patch", "learn")
+LOGS = ("off", "on", "both")
 FRAME_MIN, FRAME_MAX = 60, 1514  # Ethernet's, without FCS; nothing longer crosses every back-end
 # The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes with FCS; spread out.
 IMIX = (60, 590, 60, 60, 590, 60, 1514, 60, 590, 60, 60, 590)
 QUEUES_MAX = 16
+PORTS_MAX = 256
+BUFFER_MIN = 128
+IDLE_RING_SIZE = 64  # of a guest that only looks on
 HUGEPAGE = 2 << 20
 _RING_BYTES = 16 + 2 + 8 + 8 * 16  # of an entry: descriptor, avail, used, its indirect table
 _SLACK = 64 << 10
+HEADER_SIZE = 12  # of virtio-net, before each frame
+APART = 64  # from it to the frame, where each has a descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,11 @@ class Workload:
     """What the guests do. `load` and `layout` as driver.traffic.Load's; `queues` are pairs a guest.
 
     `pattern`: two guests that both send ("both-ways"), the first to the second ("one-way"), or one
-    that gets back what it sends ("loop"). `mode` is our own switch's. Raises UsageError.
+    that gets back what it sends ("loop") or nothing ("send-only"). `mode` and `forward` are our own
+    switch's. `log`: whether the guests migrate meanwhile; "both" holds a back-end with the log on
+    against itself with it off. `ports`: guests, where there is not only one, in pairs of which
+    "all" are `busy`, or the first two guests alone. `buffer_size`: bytes of a receive buffer; a
+    frame that it doesn't hold takes several. Raises UsageError.
     """
 
     frames: tuple[Frames, ...] = (Frames("64", (64,)),)
@@ -69,6 +83,11 @@ class Workload:
     mergeable: bool = True
     queues: int = 1
     mode: str = "poll"
+    log: str = "off"
+    forward: str = "patch"
+    ports: int = 2
+    busy: str = "all"
+    buffer_size: int = STRIDE
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -76,6 +95,9 @@ class Workload:
             ("load", self.load, KINDS),
             ("layout", self.layout, LAYOUTS),
             ("mode", self.mode, MODES),
+            ("log", self.log, LOGS),
+            ("forward", self.forward, FORWARDS),
+            ("busy", self.busy, BUSY),
         ):
             if value not in allowed:
                 raise UsageError(f"--{option} {value}: choose one of {', '.join(allowed)}")
@@ -84,16 +106,60 @@ class Workload:
             raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
         if not 1 <= self.queues <= QUEUES_MAX:
             raise UsageError(f"--queues {self.queues}: give 1 to {QUEUES_MAX} queue pairs")
+        self._check_ports()
+        self._check_buffers()
+
+    def _check_ports(self) -> None:
+        if not 2 <= self.ports <= PORTS_MAX or self.ports % 2:
+            raise UsageError(f"--ports {self.ports}: give 2 to {PORTS_MAX}, two by two")
+        if self.pattern in ALONE and self.ports > 2:
+            raise UsageError(f"--ports {self.ports}: --pattern {self.pattern} has one guest")
+        if self.ports * self.queues > LANES_MAX:
+            raise UsageError(
+                f"--ports {self.ports} of --queues {self.queues}: the driver turns {LANES_MAX}"
+                " pairs of queues at most"
+            )
+        if self.forward == "learn" and self.guests > 2:
+            raise UsageError(
+                f"--forward learn: frames go to all {self.guests} guests until their addresses are"
+                " learned: it is measured with two"
+            )
+
+    def _check_buffers(self) -> None:
+        if not BUFFER_MIN <= self.buffer_size <= STRIDE:
+            raise UsageError(
+                f"--buffer-size {self.buffer_size}: give {BUFFER_MIN} to {STRIDE} bytes"
+            )
+        if self.merges and not self.mergeable:
+            raise UsageError(
+                f"--buffer-size {self.buffer_size}: a frame takes several such buffers, which have"
+                " to be mergeable: leave --no-mergeable away"
+            )
+        if self.merges and self.load == "lean" and any(len(one.sizes) > 1 for one in self.frames):
+            raise UsageError(
+                f"--buffer-size {self.buffer_size}: --load lean counts buffers, of which not all"
+                " frames take as many: give --load touch, or one size"
+            )
+
+    @property
+    def merges(self) -> bool:
+        """Whether there are frames that take several receive buffers."""
+        room = self.buffer_size - (HEADER_SIZE if self.layout == "direct" else APART)
+        return max(max(one.sizes) for one in self.frames) > room
 
     @property
     def guests(self) -> int:
         """Sockets that a back-end needs for it."""
-        return 1 if self.pattern == "loop" else 2
+        return 1 if self.pattern in ALONE else self.ports
 
     @property
-    def memory_size(self) -> int:
-        """Bytes of each guest, whole hugepages."""
-        size = 2 * self.queues * self.ring_size * (STRIDE + _RING_BYTES) + _SLACK
+    def busy_guests(self) -> int:
+        """The first so many of them take part."""
+        return min(self.guests, 2) if self.busy == "2" else self.guests
+
+    def memory_size(self, ring_size: int) -> int:
+        """Bytes of a guest with such rings, whole hugepages."""
+        size = 2 * self.queues * ring_size * (STRIDE + _RING_BYTES) + _SLACK
         return -(-size // HUGEPAGE) * HUGEPAGE
 
 

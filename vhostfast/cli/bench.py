@@ -1,7 +1,8 @@
 """vhostfast bench: measures any vhost-user-net back-end, alone or against another."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +11,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vhostfast.bench.backend import Rows
     from vhostfast.bench.compare import Change
     from vhostfast.bench.report import Report, Spread
-    from vhostfast.bench.workload import Plan
+    from vhostfast.bench.rounds import Progress
 
 IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 
@@ -30,7 +30,8 @@ Subject = Annotated[
     typer.Option(
         metavar="'CMD {0} {1}'",
         help="What to measure: a command to start, pin and stop; {0} and {1} become the sockets to"
-        " serve, {worker} and {driver} the CPUs. Default: our own switch.",
+        " serve, {worker} and {driver} the CPUs; a word with {socket} is there for each, {n} its"
+        " number. Default: our own switch.",
     ),
 ]
 Sockets = Annotated[
@@ -40,8 +41,9 @@ Sockets = Annotated[
 Versus = Annotated[
     str | None,
     typer.Option(
-        metavar="dpdk|'CMD {0} {1}'",
-        help="Against this one, in turn. dpdk is testpmd; vhostfast our own switch.",
+        metavar="dpdk|ovs|'CMD {0} {1}'",
+        help="Against this one, in turn. dpdk is testpmd, ovs Open vSwitch with DPDK, vhostfast our"
+        " own switch.",
     ),
 ]
 Sizes = Annotated[
@@ -50,8 +52,9 @@ Sizes = Annotated[
 Pattern = Annotated[
     str,
     typer.Option(
-        metavar="both-ways|one-way|loop",
-        help="Two VMs send to each other; one to the other; one gets back what it sends.",
+        metavar="both-ways|one-way|loop|send-only",
+        help="Two VMs send to each other; one to the other; one gets back what it sends, or"
+        " nothing: then what is taken counts.",
     ),
 ]
 Load = Annotated[
@@ -68,7 +71,33 @@ Layout = Annotated[
         help="Header and frame in one descriptor; in one each; so in a table.",
     ),
 ]
+BufferSize = Annotated[
+    int,
+    typer.Option(metavar="BYTES", help="Of a receive buffer; a longer frame takes several."),
+]
+Ports = Annotated[
+    int, typer.Option(metavar="N", help="VMs, 2 to 256, joined two by two: 0 and 1, 2 and 3 ...")
+]
+Busy = Annotated[
+    str, typer.Option(metavar="all|2", help="Which of them send; the others are there and idle.")
+]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        metavar="patch|learn",
+        help="Of our own switch: by pairs, or by learned addresses. [default: patch; beside ovs,"
+        " which learns, learn]",
+    ),
+]
+Log = Annotated[
+    str,
+    typer.Option(
+        metavar="off|on|both",
+        help="Whether VMs migrate meanwhile: what is written has to be marked in a log, which is"
+        " read ten times a second. both: on, against the same back-end with it off.",
+    ),
+]
 Hugepages = Annotated[
     str, typer.Option(metavar="auto|on|off", help="Memory of the VMs in 2 MiB pages.")
 ]
@@ -86,15 +115,22 @@ def _bench(
     ring_size: Annotated[int, typer.Option(metavar="N", help="Entries, a power of two.")] = 256,
     layout: Layout = "direct",
     mergeable: Annotated[bool, typer.Option(help="Whether MRG_RXBUF is agreed on.")] = True,
+    buffer_size: BufferSize = 2112,
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs of each VM.")] = 1,
+    ports: Ports = 2,
+    busy: Busy = "all",
     mode: Mode = "poll",
+    forward: Forward = None,
+    log: Log = "off",
     rounds: Annotated[int, typer.Option(metavar="N", help="Of each size.")] = 5,
     seconds: Annotated[float, typer.Option(help="Timed, in each turn.")] = 1.0,
     warm_up: Annotated[float, typer.Option(help="Seconds before, not counted.")] = 0.3,
     worker_cpu: Annotated[int, typer.Option(metavar="CPU", help="Where back-ends run.")] = 0,
     driver_cpu: Annotated[int, typer.Option(metavar="CPU", help="Where the VMs run.")] = 1,
     hugepages: Hugepages = "auto",
-    limits: Annotated[bool, typer.Option(help="The rows null and bare.")] = True,
+    limits: Annotated[
+        bool, typer.Option(help="The rows null and bare, where there are such.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Measure any vhost-user-net back-end, alone or against another.
@@ -105,51 +141,57 @@ def _bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from vhostfast.bench.backend import choose
+    from vhostfast.bench.backend import OVS, choose
     from vhostfast.bench.place import choose_hugepages
+    from vhostfast.bench.rounds import run
     from vhostfast.bench.workload import Plan, Workload, parse_frames
 
     frames = parse_frames(sizes)
-    work = Workload(frames, pattern, load, ring_size, layout, mergeable, queues, mode)
+    forward = forward or ("learn" if OVS in (backend, versus) else "patch")
+    work = Workload(
+        frames, pattern, load, ring_size, layout, mergeable, queues, mode, log, forward, ports,
+        busy, buffer_size,
+    )  # fmt: skip
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu)
     use, sentence = choose_hugepages(hugepages, plan)
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu, hugepages=use)
     if sentence:
         typer.echo(sentence, err=True)
     rows = choose(plan, backend, socket or [], versus, limits=limits)
-    report = _with_progress(plan, rows)
+    with progress_on_stderr() as progress:
+        report = run(plan, rows, progress)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
         _print_report(report)
 
 
-def _with_progress(plan: "Plan", rows: "Rows") -> "Report":
-    """On stderr, and silent between turns: it would run on a CPU that is measured."""
+@contextmanager
+def progress_on_stderr() -> Iterator["Progress"]:
+    """A bar that is silent between turns: it would run on a CPU that is measured."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from vhostfast.bench.rounds import run
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, transient=True
-    ) as bar:
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=1.0)
 
         def progress(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share, refresh=True)
 
-        return run(plan, rows, progress)
+        yield progress
 
 
 def _print_report(report: "Report") -> None:
     work, plan = report.plan["workload"], report.plan
-    merge = "mergeable" if work["mergeable"] else "not mergeable"
+    merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
-    table = _table(
-        f"{work['pattern']}, load {work['load']}, {work['layout']}, {merge}, {work['queues']} x"
-        f" {work['ring_size']} entries, {pages} pages, {plan['rounds']} x {plan['seconds']:g} s",
+    many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
+    table = table_of(
+        f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
+        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages} pages,"
+        f" {plan['rounds']} x {plan['seconds']:g} s",
         ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],
     )
@@ -158,12 +200,12 @@ def _print_report(report: "Report") -> None:
             style = "bold" if row == report.subject else ""
             table.add_row(frames, row, *_cells(report, frames, row), style=style)
         table.add_section()
-    _print_table(table)
+    print_table(table)
     for line in _footer(report):
         print(line)
 
 
-def _table(title: str, *headings: Sequence[str]) -> "Table":
+def table_of(title: str, *headings: Sequence[str]) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -174,7 +216,7 @@ def _table(title: str, *headings: Sequence[str]) -> "Table":
     return table
 
 
-def _print_table(table: "Table") -> None:
+def print_table(table: "Table") -> None:
     """As wide as it has to be: no figure is cut short."""
     from rich.console import Console
 
@@ -186,7 +228,7 @@ def _print_table(table: "Table") -> None:
 
 def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
-    cells = [_short(rate.median), _range(rate)]
+    cells = [short(rate.median), _range(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
     cells += [f"{report.figures(frames, row, what).median:.1%}" for what in ("idle", "lost")]
     against = report.held_against(row)
@@ -195,17 +237,17 @@ def _cells(report: "Report", frames: str, row: str) -> list[str]:
     ]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three digits, or all that are before the point."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _range(spread: "Spread") -> str:
-    return f"{_short(spread.low)}-{_short(spread.high)}"
+    return f"{short(spread.low)}-{short(spread.high)}"
 
 
 def _spread(spread: "Spread") -> str:
-    return f"{_short(spread.median)} ({_range(spread)})"
+    return f"{short(spread.median)} ({_range(spread)})"
 
 
 def _others(report: "Report") -> list[str]:
@@ -267,13 +309,13 @@ def _change(one: "Change") -> dict[str, object]:
 
 def _print_changes(changes: "list[Change]") -> None:
     title = f"{changes[0].row}: medians and the range of rounds"
-    table = _table(title, ("bytes", "figure", "old", "new", "change", ""))
+    table = table_of(title, ("bytes", "figure", "old", "new", "change", ""))
     for one in changes:
         verdict = "more than noise" if one.is_more_than_noise else "noise"
         figure = f"x {one.to}" if one.to else "Mpps"
         cells = (_spread(one.old), _spread(one.new), f"{one.factor - 1:+.1%}", verdict)
         table.add_row(one.frames, figure, *cells, style="bold" if one.is_more_than_noise else "")
-    _print_table(table)
+    print_table(table)
     print(
         "more than noise: no round of one run lies among those of the other, which by chance"
         f" alone happens once in {changes[0].chance} times"

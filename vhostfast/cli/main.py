@@ -12,6 +12,7 @@ import typer
 
 from vhostfast.cli.audit import audit_migration
 from vhostfast.cli.bench import bench
+from vhostfast.cli.bench_idle import idle
 from vhostfast.cli.demo import demo
 from vhostfast.cli.switch import switch
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
@@ -33,6 +34,7 @@ app.command()(switch)
 app.command()(demo)
 app.command()(audit_migration)
 app.add_typer(bench)
+bench.command()(idle)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,7 +17,7 @@ cdef extern from "driver/bare.h" nogil:
         uint32_t rounded
 
     struct bare:
-        bare_lane lane[256]
+        bare_lane lane[1024]
         uint32_t lane_count
         bint null
         uint32_t stop

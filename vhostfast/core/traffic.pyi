@@ -9,6 +9,8 @@ from vhostfast.core.driver import DriverRing
 FRAME_MIN: int
 """Bytes of the smallest frame that can prove itself."""
 FLOWS_MAX: int
+LANES_MAX: int
+"""How many a Loop turns at most."""
 LOADS: dict[str, int]
 IDLES: dict[str, int]
 LAYOUTS: dict[str, int]

@@ -123,6 +123,7 @@ IDLES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "wait": IDLE_WAIT}
 LAYOUTS = {"direct": POOL_DIRECT, "chained": POOL_CHAINED, "indirect": POOL_INDIRECT}
 FRAME_MIN = FRAME_PROVEN_MIN
 FLOWS_MAX = TRAFFIC_FLOWS_MAX
+LANES_MAX = TRAFFIC_LANES_MAX
 cdef uint32_t APART = 64  # from a header to its frame, where each has a descriptor
 
 

@@ -96,7 +96,7 @@ class Counters:
 class Station:
     """A guest on the wire: pair k of `frontend` sends flow `flow` + k from `mac` to `peer`.
 
-    `packets` ends each pair's sending. All flows of a network have different numbers, under 64.
+    `packets` ends each pair's sending. All flows to a guest have different numbers, under 64.
     """
 
     frontend: Frontend
@@ -246,6 +246,11 @@ class Traffic:
             _, missing, reordered, repeated = self._flows[number][flow]
             total += Counters(missing=missing, reordered=reordered, repeated=repeated)
         return total
+
+    def heard(self, station: int) -> set[int]:
+        """The flows of which a station has received anything; lean loads don't look."""
+        flows = self._flows[station]
+        return {number for number in range(FLOWS_MAX) if flows[number][0]}
 
     def cycles(self) -> tuple[int, int]:
         """TSC cycles of turns in which something moved, and of others; at any time. By their shares
