@@ -20,9 +20,12 @@ struct burst {
     struct ring *held;    /* the receive ring in its hands, locked if it is shared */
     struct ring *touched; /* rings to be published */
     uint16_t full_at;     /* avail.idx of the ring that was full last */
+    uint32_t pieces;      /* spans that it has seen this turn */
     struct chain sent, room;
     struct taken taken[VRING_SIZE_MAX];
     struct span sent_span[SPAN_COUNT_MAX], room_span[SPAN_COUNT_MAX];
+    uint8_t
+        copy[FRAME_SIZE_MAX]; /* of the frame at hand, if a receiver has not taken its offloads */
     struct counters counters[PORT_COUNT_MAX];
 };
 
@@ -125,6 +128,7 @@ static inline uint32_t take_room(struct burst *burst, struct ring *ring, uint64_
         }
         taken++;
     } while (burst->room.size < size && ring->mergeable && taken < ring->size);
+    burst->pieces += burst->room.count;
     if (burst->room.size >= size)
         return taken;
     *why = TOO_BIG; /* the ring's every buffer is not enough, or its only one */
@@ -143,29 +147,92 @@ static inline void push_room(struct burst *burst, struct ring *ring, uint32_t co
     }
 }
 
-/* One frame to one receiver, through any number of buffers. The cursor is at the frame. */
+/* A packet of ours, through any number of buffers. */
+static inline enum delivery store_packet(struct burst *burst, struct ring *ring,
+                                         const struct segment *packet)
+{
+    enum delivery why = DELIVERED;
+    uint64_t whole = (uint64_t)ring->header_size + packet->headers_size + packet->payload_size;
+    uint32_t taken = take_room(burst, ring, whole, &why);
+    if (taken == 0)
+        return why;
+    struct cursor room = chain_start(&burst->room);
+    nethdr_write(&room, &ring->marker, ring->header_size, packet->header, (uint16_t)taken);
+    cursor_write(&room, &ring->marker, packet->headers, packet->headers_size);
+    cursor_write(&room, &ring->marker, packet->payload, packet->payload_size);
+    push_room(burst, ring, taken, whole);
+    return DELIVERED;
+}
+
+/* A frame whose offloads the receiver has not taken: summed, or cut into segments. Where there is
+ * room for some of them the frame waits, and goes on with the next; with `learn` the others are
+ * lost. */
+static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burst,
+                                                              const struct port *port,
+                                                              struct ring *ring,
+                                                              struct frame *frame)
+{
+    const uint32_t count_all = offload_segment_count(&frame->header, frame->size);
+    const bool partial = ring->offloads & OFFLOAD_CSUM;
+    enum delivery why = DELIVERED;
+    frame_copy_whole(frame);
+    for (; frame->segment < count_all; frame->segment++) {
+        struct segment packet;
+        if (frame->header.gso_type == NET_HEADER_GSO_NONE)
+            packet = (struct segment){.payload = frame->copy, .payload_size = frame->size};
+        else
+            offload_segment(&packet, frame->copy, frame->size, &frame->header, frame->segment,
+                            partial);
+        why = store_packet(burst, ring, &packet);
+        if (why != DELIVERED)
+            break;
+        count(burst, port, TX_PACKETS, 1);
+        count(burst, port, TX_BYTES, packet.headers_size + packet.payload_size);
+    }
+    if (why == FULL && burst->fabric->policy == POLICY_LEARN)
+        count(burst, port, TX_DROPPED_FULL, count_all - frame->segment - 1);
+    else if (why == FULL)
+        return FULL;
+    frame->segment = 0; /* for the next receiver */
+    return why;
+}
+
+/* A frame as it is, through any number of buffers. */
+ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct port *port,
+                                             struct ring *ring, const struct frame *frame,
+                                             const uint32_t width)
+{
+    enum delivery why = DELIVERED;
+    uint64_t whole = (uint64_t)ring->header_size + frame->size;
+    uint32_t taken = take_room(burst, ring, whole, &why);
+    if (taken == 0)
+        return why;
+    struct cursor room = chain_start(&burst->room), from = frame->at;
+    nethdr_write(&room, &ring->marker, ring->header_size, frame->header, (uint16_t)taken);
+    cursor_copy(&room, &ring->marker, &from, frame->size, width);
+    push_room(burst, ring, taken, whole);
+    count(burst, port, TX_PACKETS, 1);
+    count(burst, port, TX_BYTES, frame->size);
+    return DELIVERED;
+}
+
+/* One frame to one receiver. */
 ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint32_t queue,
-                                    struct cursor frame, uint32_t size, const uint32_t width)
+                                    struct frame *frame, const uint32_t width)
 {
     struct ring *ring = port_receiver(port, queue);
+    enum delivery why;
     if (ring == NULL)
         return NO_RECEIVER;
-    if (size > ring->frame_size_max)
+    if (frame->wire_size > ring->frame_size_max)
         return TOO_BIG;
     ring_lock(burst, ring);
-    enum delivery why = DELIVERED;
-    uint64_t whole = (uint64_t)ring->header_size + size;
-    uint32_t taken = take_room(burst, ring, whole, &why);
-    if (taken > 0) {
-        struct cursor room = chain_start(&burst->room);
-        nethdr_write(&room, &ring->marker, ring->header_size, (uint16_t)taken);
-        cursor_copy(&room, &ring->marker, &frame, size, width);
-        push_room(burst, ring, taken, whole);
-        count(burst, port, TX_PACKETS, 1);
-        count(burst, port, TX_BYTES, size);
-    } else if (ring->fault != FAULT_NONE) {
+    if (likely((frame->needs & ~ring->offloads) == 0))
+        why = deliver_as_it_is(burst, port, ring, frame, width);
+    else
+        why = deliver_remade(burst, port, ring, frame);
+    if (unlikely(ring->fault != FAULT_NONE))
         port_break(port, ring->fault);
-    }
     burst->full_at = ring->avail_seen;
     ring_release(burst, ring);
     return why;
@@ -182,8 +249,8 @@ static inline void count_loss(struct burst *burst, const struct port *from, cons
 
 /* To all ports but the one that it came from. It is noted who is served: a burst that breaks off
  * there goes on with this frame, and nobody gets it twice. */
-ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct cursor frame,
-                         uint32_t size, const uint32_t width)
+ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct frame *frame,
+                         const uint32_t width)
 {
     struct port *from = source->port;
     uint32_t first = source->flooded_frame == source->ring->last_avail ? source->flooded : 0;
@@ -197,7 +264,7 @@ ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct curs
         if (i < first)
             continue;
         source->flooded = i;
-        count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
+        count_loss(burst, from, to, deliver(burst, to, source->queue, frame, width));
     }
     source->flooded = 0;
     if (!anyone)
@@ -206,11 +273,11 @@ ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct curs
 
 /* Learn from the sender, then to whom the frame is for: one port, or all but the one that it came
  * from. A full receiver loses it, so that one slow guest holds up nobody. */
-ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, struct cursor frame,
-                                   uint32_t size, const uint32_t width)
+ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, struct frame *frame,
+                                   const uint32_t width)
 {
     uint8_t header[FRAME_SIZE_MIN];
-    struct cursor peek = frame;
+    struct cursor peek = frame->at;
     struct fabric *fabric = burst->fabric;
     struct port *from = source->port;
     cursor_read(&peek, header, sizeof header);
@@ -221,9 +288,9 @@ ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, s
         count(burst, from, RX_FILTERED, 1);
     } else if (index != FDB_NOWHERE && fabric->by_index[index] != NULL) {
         struct port *to = fabric->by_index[index];
-        count_loss(burst, from, to, deliver(burst, to, source->queue, frame, size, width));
+        count_loss(burst, from, to, deliver(burst, to, source->queue, frame, width));
     } else {
-        flood(burst, source, frame, size, width);
+        flood(burst, source, frame, width);
     }
 }
 
@@ -240,7 +307,7 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     struct ring *ring = source->ring;
     struct port *from = source->port;
     struct taken taken;
-    uint32_t size;
+    struct frame frame;
     chain_clear(&burst->sent);
     int got = split_pop(ring, &burst->sent, &taken, DEVICE_READS);
     if (got != POP_GOT) {
@@ -248,17 +315,20 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
             port_break(from, ring->fault);
         return false;
     }
-    struct cursor frame = chain_start(&burst->sent);
-    if (unlikely(!nethdr_read(&frame, &burst->sent, ring->header_size, &size))) {
+    burst->pieces += burst->sent.count;
+    if (unlikely(
+            !nethdr_read(&frame, &burst->sent, ring->header_size, ring->offloads, burst->copy))) {
         count(burst, from, RX_DROPPED_MALFORMED, 1);
         split_push(ring, taken.head, 0);
         return true;
     }
     if (burst->fabric->policy == POLICY_LEARN) {
-        deliver_learned(burst, source, frame, size, width);
+        deliver_learned(burst, source, &frame, width);
     } else if (burst->fabric->policy != POLICY_DROP) {
         struct port *to = fixed_target(burst->fabric, from);
-        enum delivery why = deliver(burst, to, source->queue, frame, size, width);
+        frame.segment = ring->segment;
+        enum delivery why = deliver(burst, to, source->queue, &frame, width);
+        ring->segment = why == FULL ? (uint16_t)frame.segment : 0;
         if (why == FULL) {
             source->waits_for = port_receiver(to, source->queue);
             source->full_at = burst->full_at;
@@ -268,7 +338,7 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
         count_loss(burst, from, to, why);
     }
     count(burst, from, RX_PACKETS, 1);
-    count(burst, from, RX_BYTES, size);
+    count(burst, from, RX_BYTES, frame.size);
     split_push(ring, taken.head, 0);
     return true;
 }
@@ -322,13 +392,15 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
     return limit;
 }
 
-ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size)
+/* `said` is its first eight bytes; of a plain one it is 0, and so is csum_offset. */
+ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size, uint64_t said,
+                                    uint16_t csum_offset)
 {
-    *(volatile u64_any *)to = 0;
+    *(volatile u64_any *)to = said;
     if (likely(header_size == NET_HEADER_SIZE))
-        *(volatile u32_any *)(to + 8) = UINT32_C(1) << 16; /* num_buffers 1 */
+        *(volatile u32_any *)(to + 8) = UINT32_C(1) << 16 | csum_offset; /* num_buffers 1 */
     else
-        *(volatile u16_any *)(to + 8) = 0;
+        *(volatile u16_any *)(to + 8) = csum_offset;
 }
 
 /* The copies of a group. What is taken is noted at its end only, of both rings: a group that breaks
@@ -345,9 +417,16 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
         if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
                      room[i].size < header_size + size))
             break;
-        if (unlikely(*(const volatile u64_any *)sent[i].host & NET_HEADER_OFFLOADS))
-            break;
-        store_net_header(room[i].host, header_size);
+        uint64_t said = *(const volatile u64_any *)sent[i].host;
+        uint16_t csum_offset = 0;
+        if (likely((said & NET_HEADER_OFFLOADS) == 0)) {
+            said = 0;
+        } else {
+            csum_offset = *(const volatile u16_any *)(sent[i].host + 8);
+            if (!nethdr_partial(&said, csum_offset, size, from->offloads & to->offloads))
+                break;
+        }
+        store_net_header(room[i].host, header_size, said, csum_offset);
         /* step: bytes */
         copy_bytes(room[i].host + header_size, sent[i].host + skip, size, width);
         log_mark(&to->marker, room[i].gpa, header_size + size);
@@ -360,32 +439,32 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
     return i;
 }
 
-/* The port that the first of these frames is for, and how many in a row; NULL where the general
- * path has to decide. */
+/* The port that the first of these frames is for, how many in a row, and whom it learns by them;
+ * NULL where the general path has to decide. */
 ALWAYS_INLINE struct port *direct_target(struct burst *burst, struct source *source,
-                                         const struct direct *sent, uint32_t *limit)
+                                         const struct direct *sent, uint32_t *limit,
+                                         uint64_t *sender)
 {
     struct fabric *fabric = burst->fabric;
     if (fabric->policy != POLICY_LEARN)
         return fixed_target(fabric, source->port);
-    uint64_t target = 0, sender = 0;
+    uint64_t target = 0;
     uint32_t run = 0;
     for (; run < *limit; run++) {
         if (unlikely(sent[run].size < source->ring->header_size + FRAME_SIZE_MIN))
             break;
         const uint8_t *frame = sent[run].host + source->ring->header_size;
         uint64_t to = mac_load(frame), from = mac_load(frame + 6);
-        if (run > 0 && (to != target || from != sender))
+        if (run > 0 && (to != target || from != *sender))
             break;
         target = to;
-        sender = from;
+        *sender = from;
     }
     if (run == 0 || mac_is_group(target))
         return NULL;
     int index = fdb_find(&fabric->fdb, target);
     if (index == FDB_NOWHERE || index == (int)source->port->index)
         return NULL;
-    fdb_learn(&fabric->fdb, sender, source->port->index);
     *limit = run;
     return fabric->by_index[index];
 }
@@ -398,13 +477,16 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
     uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS);
     if (limit == 0)
         return 0;
-    struct port *to = direct_target(burst, source, sent, &limit);
+    uint64_t sender = 0;
+    struct port *to = direct_target(burst, source, sent, &limit, &sender);
     struct ring *ring = port_receiver(to, source->queue);
     if (ring == NULL)
         return 0;
     uint64_t bytes = 0;
     ring_lock(burst, ring);
     uint32_t moved = copy_direct(source->ring, ring, sent, limit, &bytes, width);
+    if (sender != 0 && moved > 0) /* of a malformed frame nothing is learned */
+        fdb_learn(&burst->fabric->fdb, sender, source->port->index);
     count(burst, source->port, RX_PACKETS, moved);
     count(burst, source->port, RX_BYTES, bytes);
     count(burst, to, TX_PACKETS, moved);
@@ -420,18 +502,18 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
                                      const uint32_t width)
 {
     const uint32_t pieces_max = BURST_SIZE * GROUP_SIZE;
-    uint32_t moved = 0, pieces = 0;
+    uint32_t moved = 0;
+    burst->pieces = 0;
     source->waits_for = NULL;
-    while (moved < BURST_SIZE && pieces < pieces_max) {
+    while (moved < BURST_SIZE && burst->pieces < pieces_max) {
         uint32_t group = forward_direct(burst, source, width);
         moved += group;
         if (likely(group > 0))
             continue;
         uint32_t single = 0;
-        while (single < GROUP_SIZE && pieces < pieces_max && forward_one(burst, source, width)) {
-            pieces += burst->sent.count + burst->room.count;
+        while (single < GROUP_SIZE && burst->pieces < pieces_max &&
+               forward_one(burst, source, width))
             single++;
-        }
         moved += single;
         if (single < GROUP_SIZE)
             break;

@@ -184,9 +184,10 @@ STORES = {
 }
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
-    "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "log_flush",
-    "log_tell", "nethdr_read", "peek_direct", "region_at", "ring_lock", "ring_unlock",
-    "split_table_entry", "take_room", "worker_tell",
+    "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "find_ip",
+    "log_flush", "log_tell", "nethdr_partial", "nethdr_read", "offload_check", "offload_segment",
+    "offload_sum", "peek_direct", "region_at", "ring_lock", "ring_unlock", "segment_ip",
+    "split_table_entry", "store_be16", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
@@ -283,9 +284,9 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 2300, files("csrc/*.h")),
+    ("csrc", 2700, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 1950, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {

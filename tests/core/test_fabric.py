@@ -269,7 +269,7 @@ def test_loopback_returns_and_drop_takes():
         (bytes(12), 13),  # less than an Ethernet header
         (bytes(12), 0),
         (bytes(12), 65590),
-        (b"\x01" + bytes(11), 60),  # NEEDS_CSUM was not offered
+        (b"\x01" + bytes(11), 60),  # NEEDS_CSUM was not taken
         (b"\0\x01" + bytes(10), 60),  # nor was GSO
     ],
 )
