@@ -76,8 +76,8 @@ static void receive_body(void *argument)
     hands->got = split_pop(hands->ring, sent, &taken, DEVICE_READS);
     if (hands->got != POP_GOT)
         return;
-    if (nethdr_read(&frame, sent, hands->ring->header_size, 0, hands->burst.copy)) {
-        frame_copy(&frame, frame.size);
+    if (nethdr_read(&frame, sent, hands->ring->header_size, 0, NULL)) {
+        cursor_read(&frame.at, hands->burst.copy, frame.size);
         hands->size = frame.size;
     }
     split_push(hands->ring, taken.head, 0);

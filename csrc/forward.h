@@ -418,15 +418,14 @@ ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const str
                      room[i].size < header_size + size))
             break;
         uint64_t said = *(const volatile u64_any *)sent[i].host;
-        uint16_t csum_offset = 0;
         if (likely((said & NET_HEADER_OFFLOADS) == 0)) {
-            said = 0;
+            store_net_header(room[i].host, header_size, 0, 0);
         } else {
-            csum_offset = *(const volatile u16_any *)(sent[i].host + 8);
+            uint16_t csum_offset = *(const volatile u16_any *)(sent[i].host + 8);
             if (!nethdr_partial(&said, csum_offset, size, from->offloads & to->offloads))
                 break;
+            store_net_header(room[i].host, header_size, said, csum_offset);
         }
-        store_net_header(room[i].host, header_size, said, csum_offset);
         /* step: bytes */
         copy_bytes(room[i].host + header_size, sent[i].host + skip, size, width);
         log_mark(&to->marker, room[i].gpa, header_size + size);

@@ -27,7 +27,7 @@ struct frame {
     struct net_header header; /* without num_buffers */
     uint32_t segment; /* of its segments, those that its receiver has: with what it goes on */
 
-    /* The private copy for receivers that have not. */
+    /* The private copy for receivers that have not; of a plain frame there is none. */
     uint8_t *copy;
     uint32_t copied;    /* bytes, from the first on */
     struct cursor rest; /* of the frame */
@@ -58,6 +58,9 @@ static inline bool frame_check(struct frame *frame, uint32_t taken)
     struct net_header *header = &frame->header;
     if (offload_needs(header) & ~taken)
         return false;
+    frame->rest = frame->at;
+    frame->copied = 0;
+    frame->whole = false;
     if (header->gso_type != NET_HEADER_GSO_NONE)
         frame_copy(frame, frame->size < HEADERS_SIZE_MAX ? frame->size : HEADERS_SIZE_MAX);
     if (!offload_check(header, frame->copy, frame->copied, frame->size))
@@ -80,11 +83,15 @@ static inline bool nethdr_read(struct frame *frame, const struct chain *chain, u
     struct cursor cursor = chain_start(chain);
     cursor_read(&cursor, &header, header_size);
     uint32_t size = (uint32_t)chain->size - header_size;
-    *frame = (struct frame){.at = cursor, .rest = cursor, .size = size, .wire_size = size};
-    frame->copy = copy;
-    if (likely((*(const u64_any *)&header & NET_HEADER_OFFLOADS) == 0))
+    frame->at = cursor;
+    frame->size = frame->wire_size = size;
+    frame->needs = frame->segment = 0;
+    if (likely((*(const u64_any *)&header & NET_HEADER_OFFLOADS) == 0)) {
+        frame->header = (struct net_header){0};
         return true;
+    }
     frame->header = header;
+    frame->copy = copy;
     return frame_check(frame, taken);
 }
 

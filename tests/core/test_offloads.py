@@ -271,7 +271,8 @@ def test_a_flooded_frame_takes_as_many_forms_as_its_receivers_want():
         Packet(300, protocol=17, target=BROADCAST),
         Packet(4000, 900, version=6, target=BROADCAST),
     ]
-    shapes = (shape(sends=EVERYTHING), *(shape(takes=takes) for takes in TAKES))
+    takes = [*TAKES, *TAKES]  # each form is asked for again, when the copy has been made
+    shapes = (shape(sends=EVERYTHING), *(shape(takes=taken) for taken in takes))
     with Yard("learn", shapes=shapes) as yard:
         sender, *receivers = yard.guests
         for receiver in receivers:
