@@ -185,8 +185,8 @@ STORES = {
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
     "cursor_read", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn", "find_ip",
-    "log_flush", "log_tell", "nethdr_partial", "nethdr_read", "offload_check", "offload_segment",
-    "offload_sum", "peek_direct", "region_at", "ring_lock", "ring_unlock", "segment_ip",
+    "log_flush", "log_tell", "nethdr_partial", "offload_check", "offload_segment", "offload_sum",
+    "peek_direct", "region_at", "ring_lock", "ring_unlock", "segment_ip",
     "split_table_entry", "store_be16", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.

@@ -325,6 +325,22 @@ def test_with_learn_the_segments_for_which_there_is_no_room_are_lost_and_counted
         assert receivers[0].received() == wanted
 
 
+def test_segments_count_for_a_turn_as_packets_do():
+    """Nobody has more of the worker by having frames cut."""
+    packet = Packet(60000, 1400)
+    with Yard("patch", shapes=(shape(sends=EVERYTHING), shape(size=2048))) as yard:
+        a, b = yard.guests
+        for _ in range(1400):
+            b.post(1500)
+        wanted = [piece for _ in range(30) for piece in sent(a, packet)]
+        turns = []
+        while len(turns) < 10 and sum(turns) < 30:
+            turns.append(yard.turn())
+        assert sum(turns) == 30
+        assert max(turns) < 25
+        assert b.received() == wanted
+
+
 def test_the_mtu_is_that_of_the_packets_on_the_wire():
     fits, too_big = Packet(9000, 1460), Packet(9000, 1461)
     for takes in (0, CSUM, EVERYTHING):
