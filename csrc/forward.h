@@ -128,7 +128,6 @@ static inline uint32_t take_room(struct burst *burst, struct ring *ring, uint64_
         }
         taken++;
     } while (burst->room.size < size && ring->mergeable && taken < ring->size);
-    burst->pieces += burst->room.count;
     if (burst->room.size >= size)
         return taken;
     *why = TOO_BIG; /* the ring's every buffer is not enough, or its only one */
@@ -154,6 +153,7 @@ static inline enum delivery store_packet(struct burst *burst, struct ring *ring,
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + packet->headers_size + packet->payload_size;
     uint32_t taken = take_room(burst, ring, whole, &why);
+    burst->pieces += burst->room.count;
     if (taken == 0)
         return why;
     struct cursor room = chain_start(&burst->room);
@@ -205,6 +205,7 @@ ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct p
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + frame->size;
     uint32_t taken = take_room(burst, ring, whole, &why);
+    burst->pieces += burst->room.count;
     if (taken == 0)
         return why;
     struct cursor room = chain_start(&burst->room), from = frame->at;
