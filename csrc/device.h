@@ -60,9 +60,8 @@ static inline bool ring_finish(struct ring *ring)
 
 struct hands {
     struct ring *ring;
-    uint32_t size; /* of the frame, 0: none that is lawful */
+    uint32_t size; /* of the frame in burst.copy, 0: none that is lawful */
     int got;       /* enum pop */
-    uint8_t frame[FRAME_SIZE_MAX];
     struct burst burst;
 };
 
@@ -71,21 +70,20 @@ static void receive_body(void *argument)
     struct hands *hands = argument;
     struct chain *sent = &hands->burst.sent;
     struct taken taken;
-    uint32_t size;
+    struct frame frame;
     hands->size = 0;
     chain_clear(sent);
     hands->got = split_pop(hands->ring, sent, &taken, DEVICE_READS);
     if (hands->got != POP_GOT)
         return;
-    struct cursor frame = chain_start(sent);
-    if (nethdr_read(&frame, sent, hands->ring->header_size, &size)) {
-        cursor_read(&frame, hands->frame, size);
-        hands->size = size;
+    if (nethdr_read(&frame, sent, hands->ring->header_size, 0, NULL)) {
+        cursor_read(&frame.at, hands->burst.copy, frame.size);
+        hands->size = frame.size;
     }
     split_push(hands->ring, taken.head, 0);
 }
 
-/* The next packet that the guest sends, into hands->frame. False: none, or a broken ring. */
+/* The next packet that the guest sends, into burst.copy. False: none, or a broken ring. */
 static inline bool hands_receive(struct hands *hands)
 {
     return ring_guarded(hands->ring, receive_body, hands) && hands->got == POP_GOT;
@@ -101,18 +99,9 @@ struct sending {
 static void send_body(void *argument)
 {
     struct sending *sending = argument;
-    struct burst *burst = &sending->hands->burst;
-    struct ring *ring = sending->hands->ring;
-    enum delivery why;
-    uint64_t whole = (uint64_t)ring->header_size + sending->size;
-    uint32_t count = take_room(burst, ring, whole, &why);
-    if (count == 0)
-        return;
-    struct cursor room = chain_start(&burst->room);
-    nethdr_write(&room, &ring->marker, ring->header_size, (uint16_t)count);
-    cursor_write(&room, &ring->marker, sending->frame, sending->size);
-    push_room(burst, ring, count, whole);
-    sending->sent = true;
+    const struct segment packet = {.payload = sending->frame, .payload_size = sending->size};
+    sending->sent =
+        store_packet(&sending->hands->burst, sending->hands->ring, &packet) == DELIVERED;
 }
 
 /* A packet for the guest. False: it has no buffers for it, or a broken ring. */

@@ -55,8 +55,7 @@ static inline void burst_mend(struct burst *burst, struct ring *sent, const uint
 struct injection {
     struct burst *burst;
     struct port *from;
-    struct cursor frame;
-    uint32_t size;
+    struct frame frame;
     uint32_t next; /* of the fabric's ports: those before have it */
 };
 
@@ -69,7 +68,7 @@ static void inject_on(void *argument)
         bool patched = fabric->policy == POLICY_LEARN || to == it->from->peer;
         if (to != it->from && patched && to->receiver_count > 0)
             count_loss(it->burst, it->from, to,
-                       deliver(it->burst, to, 0, it->frame, it->size, 16));
+                       deliver(it->burst, to, 0, &it->frame, 16));
     }
     publish_touched(it->burst);
 }
@@ -79,7 +78,8 @@ static inline void inject(struct burst *burst, struct port *from, const uint8_t 
                           uint32_t size)
 {
     struct span span = {.host = (uint8_t *)frame, .size = size};
-    struct injection it = {.burst = burst, .from = from, .frame.span = &span, .size = size};
+    struct injection it = {.burst = burst, .from = from};
+    it.frame = (struct frame){.at.span = &span, .size = size, .wire_size = size};
     struct guard guard = {.holds = fabric_holds, .owner = burst->fabric};
     while (!guard_run(&guard, inject_on, &it))
         burst_mend(burst, NULL, guard.vanished);

@@ -14,7 +14,7 @@ enum policy { POLICY_LEARN, POLICY_PATCH, POLICY_LOOPBACK, POLICY_DROP };
 enum counter {
     RX_PACKETS,
     RX_BYTES,
-    RX_DROPPED_MALFORMED,   /* no lawful frame, or an offload that was not negotiated */
+    RX_DROPPED_MALFORMED,   /* no lawful frame, or a header that is not negotiated or not true */
     RX_DROPPED_NO_RECEIVER, /* nobody is there to take it */
     RX_FILTERED,            /* learn: for an address on the port that it came from */
     TX_PACKETS,

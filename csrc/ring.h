@@ -39,7 +39,8 @@ struct ring {
     bool event_idx;
     bool indirect;
     bool mergeable;
-    bool shared; /* more than one worker fills it: take `lock` */
+    uint8_t offloads; /* enum offload: what the guest has taken, as sender or receiver */
+    bool shared;      /* more than one worker fills it: take `lock` */
     int call_fd; /* -1: never signal */
 
     /* written by the worker that holds it; each index runs free modulo 65536 */
@@ -56,6 +57,7 @@ struct ring {
     uint64_t calls; /* signals sent */
     struct ring *next_touched;
     bool touched;
+    uint16_t segment; /* of the frame that waits: so many of its segments have gone */
     struct marker marker;
 };
 

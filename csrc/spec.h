@@ -26,6 +26,8 @@ enum limit {
     GROUP_SIZE = 16,        /* descriptors looked at together by the direct path */
     FRAME_SIZE_MIN = 14,    /* an Ethernet header */
     FRAME_SIZE_MAX = 65589, /* virtio 5.1.6.3.1: 65535 of IP, Ethernet header, VLAN tags, room */
+    SEGMENT_COUNT_MAX = 2048, /* packets made of one frame: segments of 32 bytes are the least */
+    HEADERS_SIZE_MAX = 256,   /* of a frame to be segmented: Ethernet, VLAN tags, IP, TCP */
     SPAN_COUNT_MAX = 2 * VRING_SIZE_MAX +
         REGION_COUNT_MAX, /* the spans of one packet, however cut */
     LOG_PAGE_SHIFT = 12,  /* VHOST_LOG_PAGE: 4096 bytes, whatever the host's page size */
@@ -76,6 +78,23 @@ _Static_assert(offsetof(struct vring_used, ring) == 4, "virtio 2.7.8");
 _Static_assert(sizeof(struct vring_used_element) == 8, "virtio 2.7.8");
 
 enum net_header_flag { NET_HEADER_NEEDS_CSUM = 1 };
+
+enum net_header_gso { /* gso_type */
+    NET_HEADER_GSO_NONE = 0,
+    NET_HEADER_GSO_TCPV4 = 1,
+    NET_HEADER_GSO_TCPV6 = 4,
+    NET_HEADER_GSO_ECN = 0x80,
+};
+
+/* What a guest has taken, as the sender of a ring or as its receiver: CSUM, HOST_TSO4, HOST_TSO6
+ * and HOST_ECN, or GUEST_CSUM and so on (5.1.3). */
+enum offload {
+    OFFLOAD_CSUM = 1,
+    OFFLOAD_TSO4 = 2,
+    OFFLOAD_TSO6 = 4,
+    OFFLOAD_ECN = 8,
+    OFFLOAD_UNKNOWN = 16, /* nobody has */
+};
 
 struct net_header { /* virtio 5.1.6 */
     uint8_t flags;

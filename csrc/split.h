@@ -230,6 +230,7 @@ static inline void split_start(struct ring *ring)
     ring->last_avail = ring->avail_seen = ring->used_next = ring->used_published =
         ring->used_tested = index;
     ring->tested = false;
+    ring->segment = 0;
     ring->fault = FAULT_NONE;
     store_once_u16(&ring->used->flags, 0); /* step: kicks */
     split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));

@@ -117,6 +117,8 @@ MIRRORED_BY = {
     "vhostfast/errors.py": "tests/protocol/test_message.py",
     "csrc/spec.h": "tests/c/test_sync.c",  # static asserts: compiled by every test
     "csrc/ring.h": "tests/c/test_split.c",  # the contract, kept there
+    "csrc/burst.h": "tests/c/test_forward.c",
+    "csrc/direct.h": "tests/c/test_forward.c",
 }
 # Tested through others only, so far. Names leave this set; none comes in.
 NOT_YET_MIRRORED = {
@@ -186,8 +188,9 @@ STORES = {
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
     "cursor_read", "direct_addresses", "direct_target", "fdb_age", "fdb_forget_port",
-    "fdb_learn_anew", "log_set", "log_set_word", "log_tell", "nethdr_read", "peek_direct",
-    "region_at", "ring_lock", "ring_unlock", "split_table_entry", "take_room", "worker_tell",
+    "fdb_learn_anew", "find_ip", "log_set", "log_set_word", "log_tell", "nethdr_partial",
+    "offload_check", "offload_segment", "offload_sum", "peek_direct", "region_at", "ring_lock",
+    "ring_unlock", "segment_ip", "split_table_entry", "store_be16", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
@@ -284,9 +287,9 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 2450, files("csrc/*.h")),
+    ("csrc", 2950, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 1900, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 1950, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {

@@ -28,6 +28,9 @@ class Shape:
     indirect: bool = True
     mergeable: bool = True
     header_size: int = 12
+    sends: int = 0  # enum offload: what it has taken as a sender, and as a receiver
+    takes: int = 0
+    frame_size_max: int = 65589
     regions: tuple[tuple[int, int], ...] = AWKWARD
 
 
@@ -63,6 +66,8 @@ class YardGuest:
                 indirect=self.shape.indirect,
                 mergeable=self.shape.mergeable,
                 header_size=self.shape.header_size,
+                offloads=self.shape.sends if index else self.shape.takes,
+                frame_size_max=self.shape.frame_size_max,
                 call_fd=vring.call_fd,
                 kick_fd=vring.kick_fd,
             )
@@ -93,8 +98,15 @@ class YardGuest:
         return head
 
     def received(self) -> list[bytes]:
-        """The frames that came, put together from their buffers, whose every byte is checked."""
-        frames, used = [], self.rx.ring.take_all()
+        """The frames that came, with nothing left to be done: their headers are plain."""
+        packets = self.packets()
+        assert not any(any(header) for header, _ in packets), "the header has more than num_buffers"
+        return [frame for _, frame in packets]
+
+    def packets(self) -> list[tuple[bytes, bytes]]:
+        """The first ten bytes of their headers, and the frames that came, put together from their
+        buffers, whose every byte is checked."""
+        packets, used = [], self.rx.ring.take_all()
         while used:
             data, count, taken = b"", 1, 0
             while taken < count:
@@ -104,9 +116,8 @@ class YardGuest:
                 if self.shape.header_size == 12 and taken == 1:
                     count = int.from_bytes(data[10:12], "little")
                     assert count >= 1
-            assert not any(data[:10]), "the header has more than num_buffers"
-            frames.append(data[self.shape.header_size :])
-        return frames
+            packets.append((data[:10], data[self.shape.header_size :]))
+        return packets
 
     def _gather(self, head: int, length: int) -> bytes:
         pieces = self.buffers.pop(head)

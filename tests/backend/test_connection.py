@@ -126,7 +126,7 @@ BAD = [
     Bad("too long", raw(Request.SET_OWNER, bytes(8)), "SET_OWNER: size is 8"),
     Bad("too short", raw(Request.SET_FEATURES, bytes(4)), "size is 4, must be 8"),
     # values
-    Bad("features", u64(Request.SET_FEATURES, 1), "not offered"),
+    Bad("features", u64(Request.SET_FEATURES, 1 << 10), "not offered"),
     Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 15), "not offered"),
     Bad("vring 256", state(Request.SET_VRING_NUM, 256, 64), "vring index is 256"),
     Bad("vring 2^31", state(Request.GET_VRING_BASE, 2**31 - 1, 0), "vring index", ends=True),
@@ -271,7 +271,7 @@ def test_without_reply_ack_nothing_is_acknowledged(need_reply):
         sock.send(encode(Request.SET_OWNER, need_reply=need_reply) + encode(Request.GET_FEATURES))
         answer = encode(Request.GET_FEATURES, U64(host.offer.features), reply=True)
         assert sock.recv(100) == answer
-        sock.send(encode(Request.SET_FEATURES, U64(1), need_reply=need_reply))
+        sock.send(encode(Request.SET_FEATURES, U64(1 << 10), need_reply=need_reply))
         assert sock.recv(100) == b""
         assert "not offered" in host.reason(0)
         sock.close()

@@ -9,21 +9,24 @@ from random import Random
 import pytest
 from host import Flow, Host, carry, eventually, frame, number_of, readable
 
+from vhostfast.backend.reconcile import shape_of
 from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Port
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.frontend import FEATURES
-from vhostfast.protocol.features import VirtioFeature
+from vhostfast.protocol.features import Offer, VirtioFeature
 from vhostfast.protocol.message import (
     U64,
     MemoryTable,
     Region,
     Request,
+    VringAddr,
     VringBase,
     VringEnable,
     VringSize,
     VringState,
 )
+from vhostfast.protocol.session import Session, Vring
 
 FRAMES = [frame(i) for i in range(100)]
 
@@ -32,6 +35,33 @@ def clear(fd: int) -> None:
     """Forget the signals that have come so far."""
     with suppress(BlockingIOError):
         os.eventfd_read(fd)
+
+
+# --- What a ring is
+
+V = VirtioFeature
+SENT, RECEIVED = VirtioFeature(0x3801), VirtioFeature(0x382)
+
+
+@pytest.mark.parametrize(
+    ("features", "received", "sent"),
+    [
+        (V(0), 0, 0),
+        (V.CSUM, 0, 1),
+        (V.GUEST_CSUM, 1, 0),
+        (V.CSUM | V.HOST_TSO4, 0, 3),
+        (V.GUEST_CSUM | V.GUEST_TSO6 | V.CSUM, 5, 1),
+        (V.GUEST_CSUM | V.GUEST_TSO4 | V.GUEST_ECN, 11, 0),
+        (SENT, 0, 15),
+        (SENT | RECEIVED, 15, 15),
+        (SENT & ~V.CSUM | RECEIVED, 15, 0),  # without the checksum the others count for nothing
+        (SENT | RECEIVED & ~V.GUEST_CSUM, 0, 15),
+    ],
+)
+def test_offloads_are_those_of_the_rings_direction(features, received, sent):
+    session = Session(Offer.net(), features=features)
+    shapes = [shape_of(session, Vring(index), VringAddr(index, 0, 0, 0, 0, 0)) for index in (2, 3)]
+    assert [shape.offloads for shape in shapes] == [received, sent]
 
 
 # --- When a ring runs

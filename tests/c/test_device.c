@@ -54,7 +54,7 @@ static void test_packets_both_ways(void)
     random_bytes(memory.host + RINGS * PAGE + NET_HEADER_SIZE, FRAME);
     CHECK(ring_ask(&guest.ring, true));
     CHECK(hands_receive(&hands) && hands.size == FRAME);
-    CHECK(memcmp(hands.frame, memory.host + RINGS * PAGE + NET_HEADER_SIZE, FRAME) == 0);
+    CHECK(memcmp(hands.burst.copy, memory.host + RINGS * PAGE + NET_HEADER_SIZE, FRAME) == 0);
     *(memory.host + RINGS * PAGE) = 1; /* an offload that nobody negotiated */
     CHECK(hands_receive(&hands) && hands.size == 0);
     CHECK(!hands_receive(&hands) && ring_finish(&guest.ring));

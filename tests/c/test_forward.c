@@ -50,10 +50,14 @@ static void guest_start(struct guest *guest, struct log *log, bool mergeable, ui
     split_start(ring);
 }
 
-static void world_start(struct world *w, enum policy policy, bool mergeable, uint32_t header_size)
+static void world_start(struct world *w, enum policy policy, bool mergeable, uint32_t header_size,
+                        long row)
 {
+    static const uint32_t offloads[] = {0, OFFLOAD_CSUM, OFFLOAD_CSUM | OFFLOAD_TSO4};
     guest_start(&w->a, &w->log[0], false, header_size);
     guest_start(&w->b, &w->log[1], mergeable, header_size);
+    w->a.ring.offloads = offloads[row / 24 % 3];
+    w->b.ring.offloads = offloads[row / 72 % 3];
     memset(&w->fabric, 0, sizeof w->fabric);
     memset(w->burst.counters, 0, sizeof w->burst.counters);
     burst_init(&w->burst, &w->fabric);
@@ -140,6 +144,11 @@ static void dress(struct guest *guest, uint32_t head, uint32_t header_size, uint
         return;
     for (uint32_t i = 0; i < header_size; i++)
         *at(guest, desc.addr + i) = random_below(100) == 0; /* what it may not ask for */
+    if (random_below(2)) { /* what it may ask for, if it has taken that, and if it is true */
+        *at(guest, desc.addr) = NET_HEADER_NEEDS_CSUM;
+        *at(guest, desc.addr + 6) = (uint8_t)(FRAME_SIZE_MIN + random_below(5) - 1);
+        *at(guest, desc.addr + 8) = (uint8_t)random_below(60);
+    }
     for (uint32_t i = 0; i < 6; i++) {
         *at(guest, frame + i) = (uint8_t)(to >> 8 * i);
         *at(guest, frame + 6 + i) = (uint8_t)(from >> 8 * i);
@@ -191,9 +200,21 @@ static void same_guest(long row, struct guest *one, struct guest *two)
     SAME(row, one->ring.fault, two->ring.fault);
 }
 
+/* Of what B has got last, what it has to sum itself. */
+static uint64_t count_partial(struct guest *guest)
+{
+    const struct vring_used *used = guest->ring.used;
+    uint64_t partial = 0;
+    for (uint16_t i = 65500; i != used->idx; i++) {
+        const struct vring_desc *desc = &guest->ring.desc[used->ring[i % SIZE].id];
+        partial += *at(guest, desc->addr) == NET_HEADER_NEEDS_CSUM;
+    }
+    return partial;
+}
+
 int main(void)
 {
-    uint64_t packets = 0, beyond = 0;
+    uint64_t packets = 0, beyond = 0, partial = 0;
     for (long row = 0; row < 3000; row++) {
         burst_function forward = burst_at((enum level)(row % LEVEL_COUNT));
         enum policy policy = row / 3 % 2 ? POLICY_LEARN : POLICY_PATCH;
@@ -201,7 +222,7 @@ int main(void)
         if (forward == NULL) /* this CPU lacks it */
             continue;
         for (uint32_t i = 0; i < 2; i++) {
-            world_start(&world[i], policy, row / 12 % 2, header_size);
+            world_start(&world[i], policy, row / 12 % 2, header_size, row);
             run(&world[i], i ? forward_general : forward, UINT64_C(77777) * (uint64_t)(row + 1),
                 header_size, row / 24 % SHAPE_COUNT, row / 72 % SHAPE_COUNT);
         }
@@ -212,9 +233,11 @@ int main(void)
         SAME(row, memcmp(world[0].burst.counters, world[1].burst.counters,
                          sizeof world[0].burst.counters), 0);
         SAME(row, memcmp(&world[0].fabric.fdb, &world[1].fabric.fdb, sizeof(struct fdb)), 0);
+        partial += count_partial(&world[0].b);
         packets += world[0].burst.counters[1].value[TX_PACKETS];
         beyond += world[0].log[0].beyond + world[0].log[1].beyond;
     }
+    CHECK(partial > 1000);
     CHECK(packets > 20000); /* a test in which nothing arrives says nothing */
     SAME(-1, beyond, 0);
     return 0;

@@ -250,6 +250,7 @@ static uint64_t used_place(struct side *s, uint64_t region)
 
 static void side_start(struct side *s, bool logs, bool mergeable, uint32_t header_size)
 {
+    static const uint32_t offloads[] = {0, OFFLOAD_CSUM, OFFLOAD_CSUM | OFFLOAD_TSO4};
     bool event_idx = random_below(2);
     s->direct = random_below(2);
     s->log.marked = random_below(2) ? s->witnessed : NULL;
@@ -271,6 +272,7 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
         ring->event_idx = event_idx;
         ring->mergeable = mergeable;
         ring->header_size = header_size;
+        ring->offloads = offloads[random_below(COUNT(offloads))];
         ring->shared = random_below(4) == 0;
         ring->marker = (struct marker){.log = logs ? &s->log : NULL};
         ring->marks_used = random_below(4) != 0;
@@ -320,6 +322,26 @@ static uint32_t offer(struct side *s, uint32_t r, uint32_t size, uint16_t write)
     return head;
 }
 
+/* What a sender may leave to us: the checksum of anything, or a TCP packet to be cut. */
+static void dress_offload(uint8_t *header, uint8_t *frame, uint32_t size)
+{
+    bool tcp = size > 300 && random_below(2);
+    if (size < FRAME_SIZE_MIN + 2)
+        return;
+    struct net_header said = {.flags = NET_HEADER_NEEDS_CSUM, .csum_start = FRAME_SIZE_MIN};
+    if (tcp) {
+        said.gso_type = NET_HEADER_GSO_TCPV4;
+        said.gso_size = (uint16_t)(100 + random_below(200));
+        said.csum_start = 34;
+        said.csum_offset = 16;
+        memcpy(frame + 12, (const uint8_t[]){8, 0, 0x45}, 3);
+        frame[20] = frame[21] = 0; /* not a fragment */
+        frame[23] = 6;
+        frame[46] = 0x50;
+    }
+    memcpy(header, &said, NET_HEADER_SIZE_LEGACY);
+}
+
 /* Header and addresses, wherever the pieces of the chain at `head` lie. */
 static void dress(struct side *s, uint32_t r, uint32_t head, uint32_t size)
 {
@@ -333,6 +355,8 @@ static void dress(struct side *s, uint32_t r, uint32_t head, uint32_t size)
     if (target != 0xff)
         whole[header_size] = 2;
     whole[header_size + 5] = target;
+    if (s->ring[r].ring.offloads & OFFLOAD_TSO4)
+        dress_offload(whole, whole + header_size, size - header_size);
     for (uint32_t i = 0; done < size; done += s->piece[r][head][i++].size)
         guest_store(s, s->piece[r][head][i].gpa, whole + done, s->piece[r][head][i].size);
 }

@@ -10,7 +10,9 @@ enum {
     ROUNDS = 800,
     TURNS = 6,
     FRAMES = 40,
-    FRAME = 900, /* two buffers of a mergeable ring */
+    FRAME = 900, /* two buffers of a mergeable ring; or two segments */
+    HEADERS = 54,
+    CONTENT = 8, /* behind a frame's number and the size of its payload */
     STRIDE = 1024,
     RX = 0, /* pages of a machine's buffers, after the victim's rings */
     TX = 16,
@@ -38,6 +40,7 @@ static struct vanishing victim, victim_log;
 static struct log logs[3];
 static uint16_t next; /* of the receiver's used ring */
 static uint32_t sent[3], seen[3]; /* frames to the receiver, by sender */
+static uint32_t begun[3], whole[3]; /* of the frame that comes: bytes so far, and in all */
 static uint32_t offered[3];       /* frames to anyone */
 static uint32_t sent_by[TURNS * SIZE]; /* of the victim: frames to the receiver among the first n */
 
@@ -56,6 +59,7 @@ static void victim_ring(struct guest *guest, size_t page)
 
 static void machine_start(uint32_t index, bool shared, bool mergeable, uint32_t order)
 {
+    static const uint32_t offloads[] = {0, OFFLOAD_CSUM, OFFLOAD_CSUM | OFFLOAD_TSO4};
     struct machine *it = &machine[index];
     struct guest *const both[] = {&it->rx, &it->tx};
     if (it->memory == NULL)
@@ -74,6 +78,8 @@ static void machine_start(uint32_t index, bool shared, bool mergeable, uint32_t 
         both[i]->ring.touched = false;
     }
     it->rx.ring.shared = shared;
+    it->tx.ring.offloads = OFFLOAD_CSUM | OFFLOAD_TSO4;
+    it->rx.ring.offloads = offloads[random_below(COUNT(offloads))];
     port[index] = (struct port){.index = index, .event_fd = -1, .log = &logs[index]};
     port[index].regions = &it->rx.table;
     port[index].receiver[port[index].receiver_count++] = &it->rx.ring;
@@ -95,6 +101,7 @@ static void start(enum policy policy, bool shared, bool mergeable, enum level le
     memset(&fabric, 0, sizeof fabric);
     next = 65500;
     memset(seen, 0, sizeof seen);
+    memset(begun, 0, sizeof begun);
     memset(sent, 0, sizeof sent);
     memset(offered, 0, sizeof offered);
     fabric.policy = policy;
@@ -131,6 +138,29 @@ static void post(uint32_t index)
     guest_publish(guest);
 }
 
+/* TCP over IPv4, as far as we look; its payload is a number, its own size, and what follows from
+ * the number. It is left to us to sum it, or to cut it in two, or not. */
+static void fill_frame(uint8_t *header, uint32_t number, uint32_t size)
+{
+    uint8_t *frame = header + NET_HEADER_SIZE, *payload = frame + HEADERS;
+    const uint32_t payload_size = size - HEADERS;
+    struct net_header said = {.flags = (uint8_t)random_below(2), .csum_start = 34};
+    said.csum_offset = 16;
+    if (said.flags && payload_size > 2 * CONTENT && random_below(2)) {
+        said.gso_type = NET_HEADER_GSO_TCPV4;
+        said.gso_size = (uint16_t)((payload_size + 1) / 2);
+    }
+    memcpy(header, &said, sizeof said);
+    memset(frame + 12, 0, HEADERS - 12);
+    memcpy(frame + 12, (const uint8_t[]){8, 0, 0x45}, 3);
+    frame[23] = 6;
+    frame[46] = 0x50;
+    memcpy(payload, &number, sizeof number);
+    memcpy(payload + 4, &payload_size, sizeof payload_size);
+    for (uint32_t i = CONTENT; i < payload_size; i++)
+        payload[i] = (uint8_t)(number * 7 + i);
+}
+
 /* Frames of one to a few in a row for the same port: in one piece, or in two. */
 static void send(uint32_t index, uint32_t count)
 {
@@ -145,15 +175,11 @@ static void send(uint32_t index, uint32_t count)
         if (target == 0 || random_below(6) == 0)
             target = to[random_below(COUNT(to))];
         uint64_t from = mac_of(index);
-        memset(frame, 0, NET_HEADER_SIZE);
         memcpy(frame + NET_HEADER_SIZE, &target, 6);
         memcpy(frame + NET_HEADER_SIZE + 6, &from, 6);
         bool for_receiver = index != RECEIVER && (target == mac_of(RECEIVER) || target & 1);
         uint32_t number = for_receiver ? sent[index]++ : 0;
-        frame[NET_HEADER_SIZE + 12] = (uint8_t)index;
-        memcpy(frame + NET_HEADER_SIZE + 13, &number, sizeof number);
-        for (uint32_t i = 17; i < size; i++)
-            frame[NET_HEADER_SIZE + i] = (uint8_t)(number * 7 + i);
+        fill_frame(frame, number, size);
         uint32_t cut = random_below(2) ? 0 : 1 + (uint32_t)random_below(size);
         guest_desc(guest, 2 * slot, gpa, cut ? cut : size + NET_HEADER_SIZE,
                    cut ? VRING_DESC_NEXT : 0, (uint16_t)(2 * slot + 1));
@@ -166,11 +192,27 @@ static void send(uint32_t index, uint32_t count)
     guest_publish(guest);
 }
 
-static uint32_t load_number(const uint8_t *frame)
+/* A packet of a sender's next frame, or the rest of one. */
+static void check_packet(long row, const uint8_t *packet, uint32_t size)
 {
-    uint32_t number;
-    memcpy(&number, frame + 13, sizeof number);
-    return number;
+    struct net_header header;
+    memcpy(&header, packet, sizeof header);
+    SAME(row, offload_needs(&header) & ~machine[RECEIVER].rx.ring.offloads, 0);
+    const uint8_t *payload = packet + NET_HEADER_SIZE + HEADERS;
+    const uint32_t from = packet[NET_HEADER_SIZE + 8]; /* of its MAC address */
+    CHECK(from < 3 && size > NET_HEADER_SIZE + HEADERS);
+    for (uint32_t i = 0; i < size - NET_HEADER_SIZE - HEADERS; i++, begun[from]++) {
+        if (begun[from] >= CONTENT)
+            SAME(row, payload[i], (uint8_t)(seen[from] * 7 + begun[from]));
+        else if (begun[from] == 0)
+            SAME(row, memcmp(payload, &seen[from], sizeof seen[from]), 0);
+        else if (begun[from] == 4)
+            memcpy(&whole[from], payload + 4, sizeof whole[from]);
+    }
+    if (begun[from] == whole[from]) {
+        begun[from] = 0;
+        seen[from]++;
+    }
 }
 
 /* What came is what was sent: each frame whole, and the next of its sender's. */
@@ -187,12 +229,7 @@ static void take(long row)
             size += used->len;
             buffers = packet[10] | packet[11] << 8;
         }
-        const uint8_t *frame = packet + NET_HEADER_SIZE;
-        uint32_t from = frame[12];
-        SAME(row, load_number(frame), seen[from]);
-        for (uint32_t i = 17; i < size - NET_HEADER_SIZE; i++)
-            SAME(row, frame[i], (uint8_t)(seen[from] * 7 + i));
-        seen[from]++;
+        check_packet(row, packet, size);
     }
 }
 

@@ -304,7 +304,9 @@ static void test_calls_with_event_idx(void)
                 SAME(step, split_wants_call(&guest.ring), false); /* once */
             }
         }
+        guest.ring.segment = 3;
         split_start(&guest.ring);
+        SAME(-1, guest.ring.segment, 0); /* no frame waits */
         *event = (uint16_t)(old + 1000);
         SAME(-1, split_wants_call(&guest.ring), true); /* the first after a start: always */
     }

@@ -138,6 +138,18 @@ def test_more_than_an_index_holds():
         assert a.port.counters()["rx_packets"] == 300 * 256 > 65536
 
 
+def test_a_guest_of_many_pieces_has_no_more_of_a_turn_than_others():
+    shape = Shape(size=2048, regions=((0, 8 << 20),))
+    with Yard("patch", shapes=(shape, shape)) as yard:
+        a, b = yard.guests
+        for number in range(30):
+            a.send(frame(B, A, number, 150), [1] * 60)
+            b.post(*[3] * 60)
+        turns = [yard.turn() for _ in range(4)]
+        assert max(turns) < 15
+        assert sum(turns) == 30
+
+
 # --- To whom ------------------------------------------------------------------------------------
 
 
@@ -269,7 +281,7 @@ def test_loopback_returns_and_drop_takes():
         (bytes(12), 13),  # less than an Ethernet header
         (bytes(12), 0),
         (bytes(12), 65590),
-        (b"\x01" + bytes(11), 60),  # NEEDS_CSUM was not offered
+        (b"\x01" + bytes(11), 60),  # NEEDS_CSUM was not taken
         (b"\0\x01" + bytes(10), 60),  # nor was GSO
     ],
 )

@@ -181,7 +181,7 @@ def test_what_is_marked_is_what_was_written(forward, shape, marks_used):
             for guest, log in zip(yard.guests, (a, b), strict=True)
         ]  # fmt: skip
         found = 0
-        for _ in range(30):
+        for _ in range(40):
             for side in sides:
                 while side.one.rx.ring.free_count >= 6 and len(side.buffers) < 6:
                     side.post(dice, 4200 if not shape.mergeable else dice.choice([300, 4200]))

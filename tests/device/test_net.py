@@ -19,6 +19,7 @@ from logfile import LogFile
 import vhostfast
 from vhostfast.device.net import BACKLOG_MAX, NetDevice, Packet, serve_device
 from vhostfast.errors import EnvironmentLacks
+from vhostfast.protocol.features import Offer
 from vhostfast.protocol.message import Request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ping_me.py"
@@ -62,6 +63,12 @@ def test_one_front_end_after_the_other(tmp_path):
             with guest(tmp_path / "s", sequence=sequence) as vm:
                 assert carry(vm, vm, FRAMES) == FRAMES
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_offloads_are_offered(tmp_path):
+    """What a device gets is whole."""
+    with serving(Echo(), tmp_path / "s"), guest(tmp_path / "s") as vm:
+        assert vm.frontend.ask(Request.GET_FEATURES) == Offer.net(offloads=False).features
 
 
 def test_client(tmp_path):

@@ -6,7 +6,7 @@
  *
  *   guest exchange listen|connect ADDRESS PORT SENT RECEIVED
  *       one TCP connection, both directions at once: the file SENT goes out, what comes in is
- *       written to RECEIVED, until both ends have seen the other's end of stream
+ *       written to RECEIVED, until both ends have seen the other's end of stream; IPv4 or IPv6
  *   guest card INTERFACE
  *       "rx_entries N", "tx_entries N", then every counter of its driver, as "NAME N"
  *   guest pattern INTERFACE PEER FLOW FRAMES_PER_S TOTALS
@@ -72,11 +72,28 @@ static void background(void)
 
 /* ---- exchange ---- */
 
-static int tcp_listen(const struct sockaddr_in *address)
+union address {
+    struct sockaddr any;
+    struct sockaddr_in ip;
+    struct sockaddr_in6 ipv6;
+};
+
+static union address address_of(const char *host, const char *port)
 {
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    union address address = {.ipv6 = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(port))}};
+    if (inet_pton(AF_INET6, host, &address.ipv6.sin6_addr) == 1)
+        return address;
+    address = (union address){.ip = {.sin_family = AF_INET, .sin_port = htons(atoi(port))}};
+    if (inet_pton(AF_INET, host, &address.ip.sin_addr) != 1)
+        fail("address");
+    return address;
+}
+
+static int tcp_listen(const union address *address)
+{
+    int one = 1, listener = socket(address->any.sa_family, SOCK_STREAM, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (const struct sockaddr *)address, sizeof *address) || listen(listener, 1))
+    if (bind(listener, &address->any, sizeof *address) || listen(listener, 1))
         fail("listen");
     struct pollfd wait = {.fd = listener, .events = POLLIN};
     if (poll(&wait, 1, SILENCE_MS) != 1) {
@@ -87,11 +104,11 @@ static int tcp_listen(const struct sockaddr_in *address)
 }
 
 /* The other guest may not listen yet: a refusal is tried again, for ten seconds. */
-static int tcp_connect(const struct sockaddr_in *address)
+static int tcp_connect(const union address *address)
 {
     for (int i = 0; i < CONNECT_TRIES; i++) {
-        int connection = socket(AF_INET, SOCK_STREAM, 0);
-        if (!connect(connection, (const struct sockaddr *)address, sizeof *address))
+        int connection = socket(address->any.sa_family, SOCK_STREAM, 0);
+        if (!connect(connection, &address->any, sizeof *address))
             return connection;
         if (errno != ECONNREFUSED)
             break;
@@ -147,9 +164,7 @@ static int receive_some(int connection, int file)
 static int exchange(char **argument)
 {
     static struct outgoing out;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argument[2]))};
-    if (!inet_aton(argument[1], &address.sin_addr))
-        fail("address");
+    union address address = address_of(argument[1], argument[2]);
     int sent = open(argument[3], O_RDONLY);
     int received = open(argument[4], O_WRONLY | O_CREAT | O_TRUNC, 0600);
     if (sent < 0 || received < 0)

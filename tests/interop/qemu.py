@@ -27,7 +27,7 @@ BOOT_TIMEOUT_S = 60
 END_OF_ANSWER = re.compile(rb"\x1e(\d+)\n")  # as guest.c writes it
 MEMORY_NAME = "memory-backend-memfd"
 SHARED_MEMORY = f"{MEMORY_NAME},id=ram,size={MEMORY},share=on"
-FEATURES_FILE = "/sys/class/net/eth0/device/features"
+FEATURES_FILE = "/sys/class/net/{}/device/features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,14 @@ class Card:
         return f"52:54:00:00:00:{self.number:02x}"
 
     def arguments(self) -> list[str]:
-        chardev = f"socket,id=card,path={self.socket}"
+        name = f"card{self.number}"
+        chardev = f"socket,id={name},path={self.socket}"
         chardev += ",server=on,wait=off" if self.server else ""
         chardev += ",reconnect=1" if self.reconnect else ""
         # Without KVM, MSI-X and vhost-user kill QEMU 7.2: hence vectors=0.
         fixed = ("romfile=", "disable-legacy=on", "vectors=0", f"mac={self.mac}")
-        device = ",".join(("virtio-net-pci", "netdev=net", *fixed, *self.options))
-        netdev = f"vhost-user,id=net,chardev=card,queues={self.queue_pairs}"
+        device = ",".join(("virtio-net-pci", f"netdev=net-{name}", *fixed, *self.options))
+        netdev = f"vhost-user,id=net-{name},chardev={name},queues={self.queue_pairs}"
         return ["-chardev", chardev, "-netdev", netdev, "-device", device]
 
 
@@ -67,8 +68,9 @@ class Guest(Child):
     """A guest that is starting; `ready` waits until it takes commands and its card is up.
 
     Its sockets are made in `folder`. `memory` is the `-object` with id `ram` that is its memory.
-    With `incoming` it doesn't boot: it waits for a guest that migrates to that socket, which stands
-    still there until `cont` if it is `paused`.
+    `more` cards, of other numbers, are its eth1 and so on. With `incoming` it doesn't boot: it
+    waits for a guest that migrates to that socket, which stands still there until `cont` if it is
+    `paused`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Guest(Child):
         card: Card,
         memory: str = SHARED_MEMORY,
         *,
+        more: Sequence[Card] = (),
         incoming: Path | None = None,
         paused: bool = False,
     ) -> None:
@@ -96,6 +99,7 @@ class Guest(Child):
         argv += ["-chardev", f"socket,id=commands,path={self._commands.path}"]
         argv += ["-serial", "chardev:console", "-serial", "chardev:commands"]
         argv += ["-qmp", f"unix:{self._control.path}", *card.arguments()]
+        argv += [word for other in more for word in other.arguments()]
         argv += ["-incoming", f"unix:{incoming}"] if incoming else []
         argv += ["-S"] if paused else []
         super().__init__(name, argv)
@@ -164,9 +168,9 @@ class Guest(Child):
             assert time.monotonic() < deadline, f"{self.name} is {now}, not {status}"
             time.sleep(0.01)
 
-    def features(self) -> int:
+    def features(self, interface: str = "eth0") -> int:
         """The virtio feature bits that driver and device have agreed on."""
-        bits = self.run(f"cat {FEATURES_FILE}").strip()
+        bits = self.run(f"cat {FEATURES_FILE.format(interface)}").strip()
         return int(bits[::-1], 2)
 
     def counters(self) -> dict[str, int]:

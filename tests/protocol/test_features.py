@@ -8,9 +8,13 @@ from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
 
 def test_what_a_network_port_offers():
     offer = Offer.net()
-    assert offer.features == 0x1_7C66_8008
+    assert offer.features == 0x1_7C66_BB8B
     assert offer.protocol_features == 0x1201F
     assert offer.queue_pairs == 128
+
+
+def test_offloads_are_offered_whole_or_not_at_all():
+    assert Offer.net(offloads=False).features == 0x1_7C66_8008
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_what_is_asked_and_answered(talk):
 
 def test_features_not_offered():
     talk = Talk(NET, NET.protocol_features)
-    talk.refused("without 0x1: not offered", R.SET_FEATURES, U64(PF | VirtioFeature.CSUM))
+    talk.refused("without 0x400: not offered", R.SET_FEATURES, U64(PF | VirtioFeature.GUEST_UFO))
     talk.refused("without 0x8000000000000000", R.SET_FEATURES, U64(1 << 63))
     talk.refused("without 0x200: not offered", R.SET_PROTOCOL_FEATURES, U64(0x200))
     talk.refused("not offered", R.SET_PROTOCOL_FEATURES, U64(1 << 63))

@@ -14,6 +14,8 @@ from daemon import Daemon, daemon, ports, wait_for
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac, pair
 from vhostfast.errors import UsageError
+from vhostfast.protocol.features import Offer
+from vhostfast.protocol.message import Request
 
 MEMORY = ((0, 8 << 20),)
 COUNT = 2000
@@ -64,6 +66,15 @@ def test_what_is_counted_is_what_was_sent(tmp_path: Path, mode: str, server: boo
     assert summary["packets"] == 2 * COUNT
     assert summary["busy_cycles"] > 0
     assert last["ports"] == summary["ports"]
+
+
+def test_each_port_offers_what_it_was_told_to(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    *options, last = ports(*paths)
+    options += [last + ",offloads=off", "--forward=patch"]
+    with daemon(*options), front_ends(*paths) as both:
+        offered = [frontend.ask(Request.GET_FEATURES) for frontend in both]
+    assert offered == [Offer.net().features, Offer.net(offloads=False).features]
 
 
 def test_front_ends_come_and_go(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ should not run, swap, (re)start what should; unmap what is old.
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 from vhostfast.backend.watch import Span, Watch
 from vhostfast.core.memory import GuestMemory, Log
 from vhostfast.core.ring import Ring
-from vhostfast.protocol.features import VirtioFeature
+from vhostfast.protocol.features import OFFLOADS_RECEIVED, OFFLOADS_SENT, VirtioFeature
 from vhostfast.protocol.message import VringAddr
 from vhostfast.protocol.session import Session, Vring
 
@@ -58,6 +59,7 @@ class Shape:
     mergeable: bool
     header_size: int
     frame_size_max: int
+    offloads: int
     kick_fd: int
 
 
@@ -75,8 +77,17 @@ def shape_of(session: Session, vring: Vring, addr: VringAddr) -> Shape:
         mergeable=VirtioFeature.MRG_RXBUF in features,
         header_size=HEADER_SIZE if long_header else HEADER_SIZE_LEGACY,
         frame_size_max=(session.mtu or 0) + FRAME_OVERHEAD if has_mtu else FRAME_SIZE_MAX,
+        offloads=_offloads(features, OFFLOADS_SENT if vring.index % 2 else OFFLOADS_RECEIVED),
         kick_fd=-1 if vring.kick is None else vring.kick,
     )
+
+
+def _offloads(features: VirtioFeature, bits: Sequence[VirtioFeature]) -> int:
+    """Which of `bits` were taken, in the order of csrc's enum offload. Without the first, the
+    checksum, the others count for nothing (virtio 1.3, 5.1.3.1): front-ends may ask for them."""
+    if bits[0] not in features:
+        return 0
+    return sum(1 << i for i, bit in enumerate(bits) if bit in features)
 
 
 class World:

@@ -103,7 +103,7 @@ async def serve(kind: str, paths: list[str]) -> None:
 
 def _serve(port: BarePort) -> Serve:
     async def serve(sock: socket.socket) -> str:
-        return await Connection(sock, port, Offer.net()).serve()
+        return await Connection(sock, port, Offer.net(offloads=False)).serve()
 
     return serve
 

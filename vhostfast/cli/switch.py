@@ -16,7 +16,8 @@ def switch(
         list[str] | None,
         typer.Option(
             metavar="NAME=KIND:ARG",
-            help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N]. Repeat it.",
+            help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=off]."
+            " Repeat it.",
         ),
     ] = None,
     forward: Annotated[

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from vhostfast.core.memory cimport GuestMemory, Log, log, marker, region_table
 
@@ -17,6 +17,7 @@ cdef extern from "ring.h" nogil:
         uint32_t size
         uint32_t header_size
         uint32_t frame_size_max
+        uint8_t offloads
         bint marks_used
         bint event_idx
         bint indirect

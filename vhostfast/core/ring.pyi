@@ -37,6 +37,7 @@ class Ring:
         mergeable: bool = False,
         header_size: int = 12,
         frame_size_max: int = 65589,
+        offloads: int = 0,
         call_fd: int = -1,
         kick_fd: int = -1,
         log: Log | None = None,

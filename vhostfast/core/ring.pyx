@@ -27,11 +27,10 @@ cdef extern from "device.h" nogil:
         NET_HEADER_SIZE
 
     struct burst:
-        pass
+        uint8_t *copy
     struct hands:
         ring *ring
         uint32_t size
-        uint8_t *frame
         burst burst
 
     void guard_install()
@@ -81,7 +80,8 @@ cdef class Ring:
     def start(self, GuestMemory memory not None, *, uint32_t size, uint64_t desc, uint64_t used,
               uint64_t avail, bint event_idx=False, bint indirect=False, bint mergeable=False,
               uint32_t header_size=NET_HEADER_SIZE, uint32_t frame_size_max=FRAME_SIZE_MAX,
-              int call_fd=-1, int kick_fd=-1, Log log=None, used_log=None):
+              uint8_t offloads=0, int call_fd=-1, int kick_fd=-1, Log log=None,
+              used_log=None):
         if self.running:
             raise RuntimeError(f"ring {self.index} runs already")
         self.c.size = size
@@ -90,6 +90,7 @@ cdef class Ring:
         self.c.mergeable = mergeable
         self.c.header_size = header_size
         self.c.frame_size_max = min(frame_size_max, <uint32_t>FRAME_SIZE_MAX)
+        self.c.offloads = offloads
         self.c.call_fd = call_fd
         self.kick_fd = kick_fd
         self.areas = (desc, avail, used)
@@ -188,7 +189,7 @@ cdef class Ring:
         packets = []
         while len(packets) < limit and hands_receive(self.hands):
             if self.hands.size:
-                packets.append(np.array(<uint8_t[:self.hands.size]>self.hands.frame))
+                packets.append(np.array(<uint8_t[:self.hands.size]>self.hands.burst.copy))
         ring_finish(self.c)
         log_tell(self.c.marker.log)
         return packets

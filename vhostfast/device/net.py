@@ -102,8 +102,10 @@ async def serve_device(
         Witness(()).close()
     worker = DeviceWorker(os.path.basename(path), device)
 
+    offer = Offer.net(offloads=False)  # a packet in Python is whole, and its checksums are right
+
     async def serve(sock: socket.socket) -> str:
-        return await Connection(sock, worker, Offer.net(), witness=witness).serve()
+        return await Connection(sock, worker, offer, witness=witness).serve()
 
     try:
         with Connector(worker.name, path) if client else Listener(worker.name, path, mode) as end:

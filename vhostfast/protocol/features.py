@@ -6,6 +6,8 @@ Two flag types that never mix: `VirtioFeature` (GET/SET_FEATURES) and `ProtocolF
 
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import reduce
+from operator import or_
 from typing import Self
 
 from vhostfast.errors import UsageError
@@ -103,6 +105,22 @@ class ProtocolFeature(IntFlag):
     SHMEM = 1 << 22  # memory of ours in the guest
 
 
+# What a guest may leave to us, sending, and what it may be given, receiving: both or none, for each
+# is made good in software for who has not taken it.
+OFFLOADS_SENT = (
+    VirtioFeature.CSUM,
+    VirtioFeature.HOST_TSO4,
+    VirtioFeature.HOST_TSO6,
+    VirtioFeature.HOST_ECN,
+)
+OFFLOADS_RECEIVED = (
+    VirtioFeature.GUEST_CSUM,
+    VirtioFeature.GUEST_TSO4,
+    VirtioFeature.GUEST_TSO6,
+    VirtioFeature.GUEST_ECN,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a port offers to every front-end: constant for the port's life.
@@ -120,11 +138,12 @@ class Offer:
             raise UsageError(f"queues={self.queue_pairs}: give 1 to {QUEUE_PAIRS_MAX}")
 
     @classmethod
-    def net(cls, queue_pairs: int = QUEUE_PAIRS_MAX) -> Self:
+    def net(cls, queue_pairs: int = QUEUE_PAIRS_MAX, *, offloads: bool = True) -> Self:
         """A network device of `queue_pairs` pairs. Offered is only what is whole."""
         virtio, protocol = VirtioFeature, ProtocolFeature
         return cls(
-            virtio.MTU
+            (reduce(or_, OFFLOADS_SENT + OFFLOADS_RECEIVED) if offloads else virtio(0))
+            | virtio.MTU
             | virtio.MRG_RXBUF
             # The front-end runs the control queue, but some give it to the guest only if offered.
             | virtio.CTRL_VQ

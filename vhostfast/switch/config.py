@@ -27,13 +27,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 class PortSpec:
     """One vhost-user port: a socket to listen on, or with `client` one to connect to.
 
-    `queue_pairs` is the most that the front-end is offered.
+    `queue_pairs` is the most that the front-end is offered; `offloads` whether checksums and
+    segmentation are.
     """
 
     name: str
     path: str
     client: bool = False
     queue_pairs: int = QUEUE_PAIRS_MAX
+    offloads: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def check_path(name: str, path: str) -> None:
 
 
 def _port_options(name: str, options: list[str]) -> dict[str, Any]:
-    """The fields that `client` and `queues=N` set. The last of two equal options holds."""
+    """The fields that `client`, `queues=N` and `offloads=off` set; of two equal ones the last."""
     fields: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -117,9 +119,14 @@ def _port_options(name: str, options: list[str]) -> dict[str, Any]:
                     f"port '{name}': queues={value}: give 1 to {QUEUE_PAIRS_MAX} queue pairs"
                 )
             fields["queue_pairs"] = int(value)
+        elif key == "offloads":
+            if value not in ("on", "off"):
+                raise UsageError(f"port '{name}': offloads={value}: say on or off")
+            fields["offloads"] = value == "on"
         else:
             raise UsageError(
-                f"port '{name}': there is no option '{option}': vhost-user has client and queues=N"
+                f"port '{name}': there is no option '{option}': vhost-user has client, queues=N"
+                " and offloads=off"
             )
     return fields
 

@@ -81,7 +81,10 @@ class Switch:
             return lambda sock: Connection(sock, port, offer, witness=witness).serve()
 
         return [
-            serving(FabricPort(port, self._workers), Offer.net(spec.queue_pairs))
+            serving(
+                FabricPort(port, self._workers),
+                Offer.net(spec.queue_pairs, offloads=spec.offloads),
+            )
             for port, spec in zip(self._ports, self._config.ports, strict=True)
         ]
 
