@@ -13,6 +13,7 @@
 
 #include "driver/traffic.h"
 #include "forward.h"
+#include "steps.h"
 
 enum {
     GUEST_MAX = 5,
@@ -26,6 +27,7 @@ enum {
     USED_LOG = MEMORY_SIZE - 2 * PAGE,
     FLOW = 1,
 };
+_Static_assert((int)OFFER <= (int)BURST_SIZE && 3 * OFFER <= RING_SIZE, "in one burst");
 _Static_assert(TABLES_GPA + 4 * RING_SIZE * sizeof(struct vring_desc) <= USED_LOG, "the above");
 
 /* What a case is like: zeroes are one direct descriptor, the memory in one piece, no log, room. */
@@ -151,7 +153,7 @@ static inline struct pool pool_of(struct line *line, struct guest *guest, const 
         .stride = receives && shape->stride ? shape->stride : STRIDE,
         .header_size = NET_HEADER_SIZE,
         .frame_offset = shape->layout == POOL_DIRECT ? NET_HEADER_SIZE : APART,
-        .slot_count = RING_SIZE >> shift,
+        .slot_count = receives ? RING_SIZE >> shift : OFFER,
         .head_shift = shift,
         .layout = shape->layout,
         .desc_flags = receives ? VRING_DESC_WRITE : 0,

@@ -36,7 +36,7 @@ static void count_bursts(uint32_t level)
 {
     for (uint32_t i = 0; shape_name(i) != NULL; i++) {
         const char *name = shape_name(i);
-        uint32_t often = shape_waits(i) ? COUNT / BURST_SIZE : COUNT;
+        uint32_t often = shape_waits(i) ? COUNT / OFFER : COUNT;
         printf("%u %s, %s\n", often, name, LEVELS[level]);
         for (uint64_t count = COUNT; count <= 2 * COUNT; count += COUNT) {
             prepare_burst(i, level);

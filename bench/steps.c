@@ -403,7 +403,7 @@ static uint64_t arrived(void)
 uint64_t run_burst(uint32_t count)
 {
     uint64_t before = arrived(), after = before;
-    for (uint32_t done = 0; done < count; done += BURST_SIZE) {
+    for (uint32_t done = 0; done < count; done += OFFER) {
         sender_lean(&guests[0].sender, true);
         timed_burst();
         after = arrived();

@@ -11,6 +11,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Packets on offer: all go in one burst, in three buffers each at most. */
+enum { OFFER = 64 };
+
 bool has_level(uint32_t level);
 uint64_t timed_null(uint32_t count);
 

@@ -70,7 +70,7 @@ static void receive_body(void *argument)
     struct hands *hands = argument;
     struct chain *sent = &hands->burst.sent;
     struct taken taken;
-    struct frame frame;
+    struct packet frame;
     hands->size = 0;
     chain_clear(sent);
     hands->got = split_pop(hands->ring, sent, &taken, DEVICE_READS);

@@ -70,12 +70,12 @@ static inline enum delivery store_packet(struct burst *burst, struct ring *ring,
 static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burst,
                                                               const struct port *port,
                                                               struct ring *ring,
-                                                              struct frame *frame)
+                                                              struct packet *frame)
 {
     const uint32_t count_all = offload_segment_count(&frame->header, frame->size);
     const bool partial = ring->offloads & OFFLOAD_CSUM;
     enum delivery why = DELIVERED;
-    frame_copy_whole(frame);
+    packet_copy_whole(frame);
     for (; frame->segment < count_all; frame->segment++) {
         struct segment packet;
         if (frame->header.gso_type == NET_HEADER_GSO_NONE)
@@ -99,7 +99,7 @@ static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burs
 
 /* A frame as it is, through any number of buffers. */
 ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct port *port,
-                                             struct ring *ring, const struct frame *frame,
+                                             struct ring *ring, const struct packet *frame,
                                              const uint32_t width)
 {
     enum delivery why = DELIVERED;
@@ -119,7 +119,7 @@ ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct p
 
 /* One frame to one receiver. */
 ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint32_t queue,
-                                    struct frame *frame, const uint32_t width)
+                                    struct packet *frame, const uint32_t width)
 {
     struct ring *ring = port_receiver(port, queue);
     enum delivery why;
@@ -150,7 +150,7 @@ static inline void count_loss(struct burst *burst, const struct port *from, cons
 
 /* To all ports but the one that it came from. It is noted who is served: a burst that breaks off
  * there goes on with this frame, and nobody gets it twice. */
-ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct frame *frame,
+ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct packet *frame,
                          const uint32_t width)
 {
     struct port *from = source->port;
@@ -174,7 +174,7 @@ ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct fram
 
 /* Learn from the sender, then to whom the frame is for: one port, or all but the one that it came
  * from. A full receiver loses it, so that one slow guest holds up nobody. */
-ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, struct frame *frame,
+ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, struct packet *frame,
                                    const uint32_t width)
 {
     uint8_t header[FRAME_SIZE_MIN];
@@ -201,7 +201,7 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
     struct ring *ring = source->ring;
     struct port *from = source->port;
     struct taken taken;
-    struct frame frame;
+    struct packet frame;
     chain_clear(&burst->sent);
     int got = split_pop(ring, &burst->sent, &taken, DEVICE_READS);
     if (got != POP_GOT) {

@@ -55,7 +55,7 @@ static inline void burst_mend(struct burst *burst, struct ring *sent, const uint
 struct injection {
     struct burst *burst;
     struct port *from;
-    struct frame frame;
+    struct packet frame;
     uint32_t next; /* of the fabric's ports: those before have it */
 };
 
@@ -79,7 +79,7 @@ static inline void inject(struct burst *burst, struct port *from, const uint8_t 
 {
     struct span span = {.host = (uint8_t *)frame, .size = size};
     struct injection it = {.burst = burst, .from = from};
-    it.frame = (struct frame){.at.span = &span, .size = size, .wire_size = size};
+    it.frame = (struct packet){.at.span = &span, .size = size, .wire_size = size};
     struct guard guard = {.holds = fabric_holds, .owner = burst->fabric};
     while (!guard_run(&guard, inject_on, &it))
         burst_mend(burst, NULL, guard.vanished);

@@ -19,7 +19,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "virtio 1.x is little-endian, and so are we");
 
 /* A packet that a guest sends. */
-struct frame {
+struct packet {
     struct cursor at; /* its first byte */
     uint32_t size;
     uint32_t wire_size; /* of the largest packet that is made of it */
@@ -34,26 +34,26 @@ struct frame {
     bool whole;         /* all of it is there */
 };
 
-static inline void frame_copy(struct frame *frame, uint32_t end)
+static inline void packet_copy(struct packet *frame, uint32_t end)
 {
     cursor_read(&frame->rest, frame->copy + frame->copied, end - frame->copied);
     frame->copied = end;
 }
 
 /* The whole of it, once. One packet is summed, for who needs the copy has not taken CSUM. */
-static inline void frame_copy_whole(struct frame *frame)
+static inline void packet_copy_whole(struct packet *frame)
 {
     if (frame->whole)
         return;
     frame->whole = true;
-    frame_copy(frame, frame->size);
+    packet_copy(frame, frame->size);
     if (frame->header.gso_type == NET_HEADER_GSO_NONE)
         offload_sum(frame->copy, frame->size, &frame->header);
 }
 
 /* A header that asks for something; false: for more than its sender has taken, or of a frame that
  * isn't like that. */
-static inline bool frame_check(struct frame *frame, uint32_t taken)
+static inline bool packet_check(struct packet *frame, uint32_t taken)
 {
     struct net_header *header = &frame->header;
     if (offload_needs(header) & ~taken)
@@ -62,7 +62,7 @@ static inline bool frame_check(struct frame *frame, uint32_t taken)
     frame->copied = 0;
     frame->whole = false;
     if (header->gso_type != NET_HEADER_GSO_NONE)
-        frame_copy(frame, frame->size < HEADERS_SIZE_MAX ? frame->size : HEADERS_SIZE_MAX);
+        packet_copy(frame, frame->size < HEADERS_SIZE_MAX ? frame->size : HEADERS_SIZE_MAX);
     if (!offload_check(header, frame->copy, frame->copied, frame->size))
         return false;
     frame->needs = offload_needs(header);
@@ -74,7 +74,7 @@ static inline bool frame_check(struct frame *frame, uint32_t taken)
 /* Reads the header over however many spans it lies. False where the chain holds no lawful frame:
  * too short, too long, or with a header that its sender, who has `taken` that, may not send. `copy`
  * is private memory for FRAME_SIZE_MAX bytes. */
-static inline bool nethdr_read(struct frame *frame, const struct chain *chain, uint32_t header_size,
+static inline bool nethdr_read(struct packet *frame, const struct chain *chain, uint32_t header_size,
                                uint32_t taken, uint8_t *copy)
 {
     struct net_header header = {0};
@@ -92,7 +92,7 @@ static inline bool nethdr_read(struct frame *frame, const struct chain *chain, u
     }
     frame->header = header;
     frame->copy = copy;
-    return frame_check(frame, taken);
+    return packet_check(frame, taken);
 }
 
 /* The same for the direct path, of a header that leaves a checksum to be done and no more, between

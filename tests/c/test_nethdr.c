@@ -43,7 +43,7 @@ static void test_every_cut(uint32_t header_size)
     const uint32_t size = header_size + FRAME_SIZE;
     for (uint32_t cuts = 0; cuts < 1 << CUT_BYTES; cuts++) {
         struct chain chain = cut(cuts, size);
-        struct frame frame = {0};
+        struct packet frame = {0};
         random_bytes(packet, size);
         memcpy(packet, (const uint8_t[]){1, 0, 9, 9, 9, 9, 14, 0, 3, 0, 9, 9}, header_size);
         scatter(&chain, packet);
@@ -112,7 +112,7 @@ static void test_what_a_guest_may_say(void)
     uint8_t packet[NET_HEADER_SIZE + FRAME_SIZE] = {0};
     struct chain chain = cut(0, sizeof packet);
     for (size_t i = 0; i < COUNT(SAID); i++) {
-        struct frame frame;
+        struct packet frame;
         struct net_header said = {0};
         uint64_t first;
         memcpy(packet, SAID[i].header, NET_HEADER_SIZE);
@@ -147,7 +147,7 @@ static void test_sizes(uint32_t header_size)
     for (size_t i = 0; i < COUNT(size); i++) {
         struct span whole = {.host = memory, .size = size[i].size};
         struct chain chain = {.span = &whole, .count = 1, .size = size[i].size};
-        struct frame frame;
+        struct packet frame;
         SAME(i, nethdr_read(&frame, &chain, header_size, 0, copy), size[i].lawful);
         if (size[i].lawful)
             SAME(i, frame.size, size[i].size - header_size);
