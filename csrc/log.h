@@ -50,11 +50,13 @@ ALWAYS_INLINE void log_set_word(uint64_t *word, uint64_t bits)
 static inline void log_set(struct marker *marker)
 {
     struct log *log = marker->log;
+    if (marker->count == 0)
+        return;
     for (uint32_t i = 0; i < marker->count; i++)
         log_set_word(&log->word[marker->word[i].index], marker->word[i].bits);
-    for (uint32_t i = 0; marker->count > 0 && log->marked != NULL && i < marker->count; i++)
+    for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
         log_set_word(&log->marked[marker->word[i].index], marker->word[i].bits);
-    if (marker->count > 0 && log->event_fd >= 0)
+    if (log->event_fd >= 0)
         store_once_u32(&log->news, 1);
     marker->count = 0;
 }

@@ -48,7 +48,7 @@ ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
 SAME: dict[tuple[str, str, str], str] = {
     ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
-    ("log_flush", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
+    ("log_set", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
     ("log_gather", "if (marker->word[i].index == index)", "never"):
         "the word is gathered twice, and or'ed twice",
 }  # fmt: skip
