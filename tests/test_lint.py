@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 EXTENSIONS = [f"vhostfast.core.{path.stem}" for path in sorted(ROOT.glob("vhostfast/core/*.pyi"))]
-HEADERS_OF_THE_DRIVER = ("traffic", "dirty", "bare", "distance")
+HEADERS_OF_THE_DRIVER = ("pace", "dirty", "bare", "distance")
 # Headers that no other header includes: the rest is checked with them.
 HEADERS = [
     f"csrc/{name}.h"

@@ -112,6 +112,18 @@ ALWAYS_INLINE uint32_t sender_offer(struct sender *sender, enum load load)
     return count;
 }
 
+/* Offers one frame with a sequence that is given, as LOAD_TOUCH has prepared it; there is a free
+ * slot. Not yet published. */
+ALWAYS_INLINE void sender_answer(struct sender *sender, uint64_t sequence)
+{
+    uint32_t slot = pool_get(&sender->pool);
+    uint8_t *frame = pool_frame(&sender->pool, slot);
+    *(u64_any *)(frame + offsetof(struct frame, sequence)) = sequence;
+    count_up(&sender->sent, 1);
+    count_up(&sender->bytes, sender_size(sender, slot));
+    pool_offer(&sender->pool, slot);
+}
+
 /* Takes back what was sent. */
 static inline int sender_reclaim(struct sender *sender)
 {
@@ -137,6 +149,7 @@ static inline int sender_reclaim(struct sender *sender)
 /* What a burst has brought; added to the receiver's counters once. */
 struct tally {
     uint64_t packets, bytes, verified;
+    uint64_t sequence; /* of the last good one */
 };
 
 ALWAYS_INLINE enum frame_verdict receiver_judge(struct receiver *receiver, struct tally *tally,
@@ -157,6 +170,7 @@ ALWAYS_INLINE enum frame_verdict receiver_judge(struct receiver *receiver, struc
     uint32_t flow = frame_flow(&frame);
     if (unlikely(flow >= TRAFFIC_FLOWS_MAX || !flow_note(&receiver->flows[flow], frame.sequence)))
         return FRAME_CORRUPT;
+    tally->sequence = frame.sequence;
     return FRAME_GOOD;
 }
 
@@ -265,6 +279,15 @@ ALWAYS_INLINE void receiver_look_at_frames(const struct receiver *receiver, uint
     }
 }
 
+ALWAYS_INLINE void receiver_count(struct receiver *receiver, const struct tally *tally,
+                                  uint64_t buffers)
+{
+    count_up(&receiver->packets, tally->packets);
+    count_up(&receiver->bytes, tally->bytes);
+    count_up(&receiver->verified, tally->verified);
+    count_up(&receiver->buffers, buffers);
+}
+
 ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
 {
     struct tally tally = {0};
@@ -279,10 +302,7 @@ ALWAYS_INLINE int receiver_burst(struct receiver *receiver, enum load load)
             return count;
         taken += count;
     }
-    count_up(&receiver->packets, tally.packets);
-    count_up(&receiver->bytes, tally.bytes);
-    count_up(&receiver->verified, tally.verified);
-    count_up(&receiver->buffers, (uint64_t)taken);
+    receiver_count(receiver, &tally, (uint64_t)taken);
     receiver_post(receiver, load);
     return taken;
 }

@@ -1,6 +1,6 @@
 """Back-ends with a fault each, for one guest that wants back what it sends:
 
-python faulty.py good|flip|drop|twice|die|deaf|logless|gone|mute SOCKET
+python faulty.py good|flip|drop|leaky|slow|twice|die|deaf|logless|gone|mute SOCKET
 """
 
 import asyncio
@@ -21,6 +21,8 @@ from vhostfast.device.net import NetDevice, serve
 from vhostfast.protocol.features import Offer, ProtocolFeature
 
 DIES_AFTER = 1000  # packets
+LEAKS = 10  # of so many packets one
+SLEEPS_S = 0.02  # before it gives back what it has
 
 
 class Faulty(NetDevice):
@@ -39,6 +41,11 @@ class Faulty(NetDevice):
         if self.kind == "flip":
             for packet in packets:
                 packet[-1] ^= 1
+        if self.kind == "slow":
+            time.sleep(SLEEPS_S)
+        if self.kind == "leaky":
+            seen = range(self.count - len(packets), self.count)
+            packets = [p for n, p in zip(seen, packets, strict=True) if n % LEAKS]
         if self.kind != "drop":
             self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
 

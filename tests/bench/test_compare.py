@@ -1,10 +1,11 @@
 """When two runs differ by more than noise, and when they can't be compared at all."""
 
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
 import pytest
-from runs import RATES, report
+from runs import RATES, latencies, loss_free, report
 
 from vhostfast.bench.compare import compare
 from vhostfast.errors import UsageError
@@ -45,6 +46,38 @@ def test_more_rounds_of_another_version_are_alike() -> None:
     new = report(rates(12.0, 8.0, 30.0))
     new = replace(new, machine={**new.machine, "commit": "abc"}, plan={**new.plan, "rounds": 9})
     assert compare(report(), new)
+
+
+def test_times_are_compared_at_each_load() -> None:
+    changes = compare(latencies(), latencies(p50_ns=5000.0))
+    assert [(one.figure, one.load) for one in changes] == [
+        (figure, load)
+        for load in ("10%", "90%")
+        for figure in ("p50_ns", "p99_ns", "p999_ns", "max_ns")
+    ]
+    assert all(one.factor == 10 and one.is_more_than_noise for one in changes)
+    assert all(one.row == "vhostfast" and one.to is None for one in changes)
+
+
+def test_rates_without_loss_are_compared() -> None:
+    changes = compare(loss_free(), loss_free(rates(0.0, 0.0, 0.0)))
+    assert [(one.figure, one.to) for one in changes] == [
+        ("mpps", None), ("mpps", "dpdk"), ("mpps", "bare")
+    ]  # fmt: skip
+    assert changes[0].factor == 0
+    back = compare(loss_free(rates(0.0, 0.0, 0.0)), loss_free())
+    assert isnan(back[0].factor)
+
+
+def test_reports_of_different_kinds_are_refused() -> None:
+    with pytest.raises(UsageError, match="report was throughput and is loss-free"):
+        compare(report(), loss_free())
+    with pytest.raises(UsageError, match=r"resolution was 0\.01 and is 0\.02"):
+        compare(loss_free(), replace(loss_free(), plan={**loss_free().plan, "resolution": 0.02}))
+    one = latencies()
+    other = replace(one, rounds=tuple(replace(part, load="5") for part in one.rounds))
+    with pytest.raises(UsageError, match="rates was 10%,90% and is 5"):
+        compare(one, other)
 
 
 def plan(**change: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What the figures of some rounds come to, and that JSON keeps them all."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import RATES, report
+from runs import RATES, latencies, loss_free, report
 
-from vhostfast.bench.report import load
+from vhostfast.bench.report import Report, load
 from vhostfast.errors import EnvironmentLacks, UsageError
 
 
@@ -33,10 +34,33 @@ def test_who_is_held_against_whom() -> None:
     assert report({"vhostfast": (1.0,)}).held_against("vhostfast") == []
 
 
-def test_json_and_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [report, latencies, loss_free])
+def test_json_and_back(make: Callable[[], Report], tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    path.write_text(json.dumps(report().as_dict()))
-    assert load(path) == report()
+    path.write_text(json.dumps(make().as_dict()))
+    assert load(path) == make()
+
+
+def test_a_report_of_before_there_were_kinds(tmp_path: Path) -> None:
+    told = json.loads(json.dumps(report().as_dict()))
+    del told["kind"]
+    for one in told["rounds"]:
+        del one["load"]
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    assert load(tmp_path / "run.json") == report()
+
+
+def test_times_in_short() -> None:
+    first, *_, last = latencies().as_dict()["summary"]
+    assert (first["row"], first["load"], first["p50_ns"]) == ("bare", "10%", 100)
+    assert (last["row"], last["load"], last["mpps"]) == ("vhostfast", "90%", 9)
+    assert (last["p99_ns"], last["p99_ns_low"], last["p99_ns_high"]) == (18_000, 9000, 27_000)
+    assert "ratio_to_bare" not in last
+
+
+def test_a_ratio_to_nothing_is_none() -> None:
+    nothing = loss_free({**RATES, "bare": (0.0, 10.0, 40.0)})
+    assert nothing.held_against("vhostfast") == ["dpdk"]
 
 
 def test_summary_says_it_in_short() -> None:

@@ -16,6 +16,14 @@ SHORT = [
 ]  # fmt: skip
 
 
+def measured(*options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "vhostfast", "bench", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -27,11 +35,23 @@ SHORT = [
     ids=" ".join,
 )
 def test_dpdk_beside_our_switch(options: list[str]) -> None:
-    command = [sys.executable, "-m", "vhostfast", "bench", *SHORT, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
+    told = measured(*SHORT, *options)
     assert (told["subject"], told["versus"]) == ("vhostfast", "dpdk")
     for row in told["summary"]:
         assert row["mpps"] > 0
         assert (row["row"] == "dpdk") != ("ratio_to_dpdk" in row)
+
+
+@pytest.mark.parametrize("pattern", ["both-ways", "one-way", "loop"])
+def test_how_long_packets_take_through_dpdk(pattern: str) -> None:
+    told = measured("latency", *SHORT, "--rate=0.05,10%", f"--pattern={pattern}")
+    rows = {(row["load"], row["row"]): row for row in told["summary"]}
+    assert list(rows) == [(load, row) for load in ("0.05", "10%") for row in ("dpdk", "vhostfast")]
+    for row in rows.values():
+        assert 0 < row["p50_ns"] <= row["p99_ns"] <= row["p999_ns"] <= row["max_ns"]
+
+
+def test_what_dpdk_stands_without_loss() -> None:
+    told = measured("loss-free", *SHORT, "--resolution=0.25", "--loss=0.5", "--ring-size=4096")
+    assert [row["row"] for row in told["summary"]] == ["dpdk", "vhostfast"]
+    assert all(row["trials"] >= 2 for row in told["summary"])

@@ -29,6 +29,7 @@ END_S = 5.0  # from SIGTERM on; then it is killed
 SAID_LINES = 8  # of its last words that are repeated if it dies
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however we end
 OURS = "vhostfast"
+NULL = "null"
 OVS = "ovs"
 OVS_SETTLE_S = 1.5  # it changes its ports twice, and drops what comes meanwhile
 OVS_TOOLS = ("unshare", "ovsdb-tool", "ovsdb-server", "ovs-vsctl")
@@ -72,7 +73,7 @@ def bare(_plan: Plan) -> Backend:
 
 def null(_plan: Plan) -> Backend:
     """Nothing at all: what the driver can do."""
-    return _limit("null", "null", checked=False)
+    return _limit(NULL, "null", checked=False)
 
 
 def _limit(name: str, kind: str, *, checked: bool = True) -> Backend:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
-from vhostfast.bench.report import Report, Spread
+from vhostfast.bench.report import KINDS, Report, Spread
 from vhostfast.errors import UsageError
 
 MACHINE = ("cpu", "cpus", "kernel")  # what must be the same; hugepages are in the plan
@@ -18,18 +18,20 @@ FREE = ("rounds",)  # of the plan: what may differ
 @dataclass(frozen=True, slots=True)
 class Change:
     """One figure in both runs: of `row` with `frames`; `to` is the row that it is a ratio to, None
-    for millions of packets a second."""
+    for the figure itself, which is a field of the row's samples. `load` as in report.Round."""
 
     frames: str
     row: str
     to: str | None
     old: Spread
     new: Spread
+    figure: str = "mpps"
+    load: str = ""
 
     @property
     def factor(self) -> float:
-        """New by old, of the medians."""
-        return self.new.median / self.old.median
+        """New by old, of the medians; not a number where the old one is 0."""
+        return self.new.median / self.old.median if self.old.median else float("nan")
 
     @property
     def is_more_than_noise(self) -> bool:
@@ -47,14 +49,23 @@ def compare(old: Report, new: Report) -> list[Change]:
     unlike = list(_unlike(old, new))
     if unlike:
         raise UsageError("these runs are not of the same kind: " + "; ".join(unlike))
-    changes = []
-    for frames in new.frames():
-        rates = [one.figures(frames, one.subject) for one in (old, new)]
-        changes.append(Change(frames, new.subject, None, *rates))
-        for to in new.held_against(new.subject):
-            ratios = [one.ratio(frames, one.subject, to) for one in (old, new)]
-            changes.append(Change(frames, new.subject, to, *ratios))
-    return changes
+    return [
+        change
+        for frames in new.frames()
+        for load in new.loads()
+        for change in _changes(old, new, frames, load)
+    ]
+
+
+def _changes(old: Report, new: Report, frames: str, load: str) -> Iterator[Change]:
+    row = new.subject
+    for figure in KINDS[new.kind].MAIN:
+        before, after = (one.figures(frames, one.subject, figure, load) for one in (old, new))
+        yield Change(frames, row, None, before, after, figure, load)
+    for to in new.held_against(row):
+        if to in old.held_against(old.subject):
+            before, after = (one.ratio(frames, one.subject, to) for one in (old, new))
+            yield Change(frames, row, to, before, after)
 
 
 def _unlike(old: Report, new: Report) -> Iterator[str]:
@@ -71,4 +82,5 @@ def _kind(report: Report) -> dict[str, object]:
     workload = dict(plan.pop("workload", {}))
     frames = ",".join(str(one["name"]) for one in workload.pop("frames", ()))
     rows = ", ".join(sorted(set(report.commands) - {report.subject}))
-    return kind | plan | workload | {"sizes": frames, "versus": report.versus, "rows": rows}
+    told = {"sizes": frames, "versus": report.versus, "rows": rows, "report": report.kind}
+    return kind | plan | workload | told | {"rates": ",".join(report.loads())}

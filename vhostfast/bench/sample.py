@@ -3,11 +3,12 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from vhostfast.bench.backend import Running, starved_ns
 from vhostfast.bench.workload import IDLE_RING_SIZE, Frames, Plan
@@ -35,6 +36,7 @@ LOG_TAKE_S = 0.1  # between two looks into the log: a hypervisor copies meanwhil
 PATIENCE_S = 3.0  # for the first packet, where others keep the back-end from its CPU
 LINGER_S = 1.0  # so long nothing has moved: what has not come is lost
 FAULTS = ("corrupt", "foreign", "reordered", "repeated")
+T = TypeVar("T", bound=Traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class Sample:
     which each byte was looked at. `starved`: the share of the timed part in which the back-end or
     the driver, whoever fared worse, waited for its CPU because somebody else had it.
     """
+
+    MAIN: ClassVar = ("mpps",)  # figures whose spread is told, and compared
+    BESIDE: ClassVar = ("cycles", "idle", "lost")  # of which the median says enough
 
     mpps: float
     cycles: float
@@ -102,6 +107,24 @@ class Guests:
     def traffic(
         self, frames: Frames, kind: str, verify_every: int, packets: int | None = None
     ) -> Iterator[Traffic]:
+        """As `traffic_of`, with all as fast as it goes, or up to so many packets a queue."""
+
+        def make(stations: list[Station], load: Load) -> Traffic:
+            for station in stations:
+                station.packets = packets
+            return Traffic(stations, load, idle="spin")
+
+        with self.traffic_of(make, frames, kind, verify_every) as traffic:
+            yield traffic
+
+    @contextmanager
+    def traffic_of(
+        self,
+        make: Callable[[list[Station], Load], T],
+        frames: Frames,
+        kind: str,
+        verify_every: int,
+    ) -> Iterator[T]:
         """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
         what came is taken. With a log, all that is written meanwhile has to be in it."""
         work = self.plan.workload
@@ -109,7 +132,7 @@ class Guests:
         with self.looking_on():
             for frontend in self.busy:
                 frontend.start()
-            traffic = Traffic(self._stations(packets), load, idle="spin")
+            traffic = make(self._stations(), load)
             for migration in self._migrations:
                 migration.begin()
             time.sleep(self.run.settle_s)
@@ -147,7 +170,7 @@ class Guests:
         self._log_due = time.monotonic() + LOG_TAKE_S
         self._pages += sum(len(migration.take()) for migration in self._migrations)
 
-    def _stations(self, packets: int | None) -> list[Station]:
+    def _stations(self) -> list[Station]:
         """Two by two. Flows are told apart as far as there are numbers for them."""
         work = self.plan.workload
         one_way = work.pattern == "one-way"
@@ -159,7 +182,6 @@ class Guests:
                 number * work.queues % (FLOWS_MAX // (2 * work.queues) * 2 * work.queues),
                 sends=not one_way or number % 2 == 0,
                 receives=not one_way or number % 2 == 1,
-                packets=packets,
             )
             for number, frontend in enumerate(self.busy)
         ]
@@ -227,7 +249,7 @@ def verify(guests: Guests, frames: Frames) -> Counters:
     total = VERIFIED_PACKETS * work.queues * senders
     with (
         guests.traffic(frames, "full", 1, VERIFIED_PACKETS) as traffic,
-        _driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
+        driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
     ):
         while not driver.future.done():
             guests.look()
@@ -238,18 +260,19 @@ def verify(guests: Guests, frames: Frames) -> Counters:
     guests.require_marks(counters)
     if counters.received == 0:
         guests.run.require_alive()
-        raise EnvironmentLacks(_nothing_came(guests.run, counters))
+        raise EnvironmentLacks(nothing_came(guests.run, counters))
     return counters
 
 
-def _nothing_came(run: Running, counters: Counters) -> str:
+def nothing_came(run: Running, counters: Counters) -> str:
+    """As a sentence, which end of the back-end it was."""
     if counters.done == 0:
         return f"{run.name} took no packet of {counters.sent} that were offered{run.said()}"
     return f"{run.name} took {counters.done} packets and delivered none{run.said()}"
 
 
 @dataclass(slots=True)
-class _Driver:
+class Driver:
     """The thread that turns the guests' rings."""
 
     thread_id: int
@@ -260,9 +283,9 @@ class _Driver:
 
 
 @contextmanager
-def _driving(
+def driving(
     plan: Plan, traffic: Traffic, seconds: float, expected: int | None = None
-) -> Iterator[_Driver]:
+) -> Iterator[Driver]:
     """Traffic on the driver's CPU, for `seconds` or until all that is expected has come."""
 
     def settle() -> int:
@@ -274,7 +297,7 @@ def _driving(
 
     with ThreadPoolExecutor(1) as threads:
         thread_id = threads.submit(settle).result()
-        driver = _Driver(thread_id, threads.submit(run))
+        driver = Driver(thread_id, threads.submit(run))
         try:
             yield driver
         except BaseException:
@@ -289,7 +312,7 @@ def measure(guests: Guests, frames: Frames) -> Sample:
     whole_s = plan.warm_up_s + plan.seconds + EDGES_S
     with (
         guests.traffic(frames, plan.workload.load, VERIFY_EVERY) as traffic,
-        _driving(plan, traffic, whole_s) as driver,
+        driving(plan, traffic, whole_s) as driver,
     ):
         _wait(guests, traffic, plan.warm_up_s)
         before = _now(run, traffic, driver)
@@ -312,7 +335,7 @@ class _Moment:
     starved_ns: tuple[int, int]
 
 
-def _now(run: Running, traffic: Traffic, driver: _Driver) -> _Moment:
+def _now(run: Running, traffic: Traffic, driver: Driver) -> _Moment:
     starved = run.starved_ns(), driver.starved_ns()
     busy, idle = traffic.cycles()
     return _Moment(traffic.counters(), busy, idle, time.perf_counter(), starved)
@@ -338,7 +361,7 @@ def _packets(run: Running, counters: Counters) -> int:
 def _sample(run: Running, counters: Counters, before: _Moment, after: _Moment) -> Sample:
     packets = _packets(run, after.counters) - _packets(run, before.counters)
     if packets == 0:
-        raise EnvironmentLacks(_nothing_came(run, counters))
+        raise EnvironmentLacks(nothing_came(run, counters))
     cycles = after.busy - before.busy + after.idle - before.idle
     lost = counters.lost(counters.done) / counters.done if run.checked else 0.0
     seconds = after.seconds - before.seconds

@@ -5,15 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vhostfast.cli.bench import (
-    Json,
-    Subject,
-    Versus,
-    print_table,
-    progress_on_stderr,
-    short,
-    table_of,
-)
+from vhostfast.cli.bench import print_table, short, table_of
+from vhostfast.cli.bench_options import Json, Subject, Versus, progress_on_stderr
 
 if TYPE_CHECKING:
     from vhostfast.bench.idle import IdleReport

@@ -13,6 +13,7 @@ import typer
 from vhostfast.cli.audit import audit_migration
 from vhostfast.cli.bench import bench
 from vhostfast.cli.bench_idle import idle
+from vhostfast.cli.bench_latency import latency, loss_free
 from vhostfast.cli.demo import demo
 from vhostfast.cli.switch import switch
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
@@ -34,6 +35,8 @@ app.command()(switch)
 app.command()(demo)
 app.command()(audit_migration)
 app.add_typer(bench)
+bench.command("latency")(latency)
+bench.command("loss-free")(loss_free)
 bench.command()(idle)
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self, final
 
 import numpy as np
@@ -104,3 +104,42 @@ class Loop:
         """Once the rings have stopped: take what came last; lean loads check every buffer."""
     def cycles(self) -> tuple[int, int]:
         """TSC cycles of turns in which something moved, and of others."""
+
+@final
+class Pace:
+    """Packets on a schedule through `lanes` that a Loop with load "touch" has prepared: of one
+    guest, or of two, of whom the second receives or, where both send, answers.
+
+    `count` packets, `period` cycles apart (0: all at once); times count from packet `first` on.
+    Raises ValueError for what can't be.
+    """
+
+    def __new__(
+        cls,
+        lanes: Sequence[tuple[Sender | None, Receiver | None]],
+        *,
+        period: float,
+        count: int,
+        first: int,
+    ) -> Self: ...
+    def run(self, patience: int, deadline: int, held_most: int) -> None:
+        """Until all is back, or after the last was due nothing moved for `patience` cycles, or
+        `deadline` cycles have passed, or more than `held_most` packets found the ring full.
+        Without the GIL. Raises ProtocolError as Loop."""
+    def stop(self) -> None:
+        """Leave `run` at once, for good."""
+    def counters(self) -> tuple[int, int, int, int]:
+        """(packets whose time was noted, packets that found the ring full, cycles of the longest
+        turn, cycles from the start to the last packet); from `first` on, at any time."""
+    def cycles(self) -> tuple[int, int]:
+        """TSC cycles of turns in which something moved, and of others."""
+    def histogram(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
+        """As `histogram_of`, of cycles from when a packet was due to when it arrived."""
+
+def histogram_of(
+    values: Iterable[int],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
+    """(counts of all buckets, the highest value of each, max) of numbers below 2^64."""
+
+def cycles_per_ns(milliseconds: int = 50) -> float:
+    """How fast the cycle counter runs, measured against CLOCK_MONOTONIC_RAW for so long."""

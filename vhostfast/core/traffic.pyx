@@ -12,6 +12,8 @@ from libc.string cimport memcpy
 
 import struct
 
+import numpy as np
+
 from vhostfast.core.driver cimport (
     VRING_DESC_WRITE,
     DriverRing,
@@ -111,6 +113,40 @@ cdef extern from "driver/traffic.h" nogil:
         uint64_t busy_cycles
         uint64_t idle_cycles
 
+cdef extern from "driver/pace.h" nogil:
+    enum:
+        HISTOGRAM_BUCKETS
+
+    struct histogram:
+        uint64_t max
+        uint64_t count[1]
+
+    struct pace:
+        sender *sender
+        receiver *receiver
+        receiver *asked
+        sender *answering
+        double period
+        uint64_t count
+        uint64_t first
+        uint64_t patience
+        uint64_t deadline
+        uint64_t held
+        uint64_t held_most
+        uint64_t noted
+        uint64_t gap
+        uint64_t last
+        uint64_t busy_cycles
+        uint64_t idle_cycles
+        uint32_t stop
+        histogram histogram
+
+    uint64_t histogram_top(uint32_t)
+    void histogram_note(histogram *, uint64_t)
+    double clock_rate(uint32_t)
+    int pace_run(pace *)
+
+cdef extern from "driver/traffic.h" nogil:
     uint32_t pool_room(pool *)
     void sender_prepare(sender *, load_kind)
     void receiver_prepare(receiver *, load_kind)
@@ -299,12 +335,97 @@ cdef class Loop:
         return self._traffic.busy_cycles, self._traffic.idle_cycles
 
     cdef int _blame(self) except -1:
-        for side_out, side_in in self._lanes:
-            if side_out is not None:
-                (<Sender>side_out)._ring.check()
-            if side_in is not None:
-                (<Receiver>side_in)._ring.check()
-        return 0
+        return _blame_rings(self._lanes)
+
+
+@cython.final
+cdef class Pace:
+    """Packets on a schedule through lanes that a Loop with load "touch" has prepared."""
+
+    cdef pace _pace
+    cdef list _lanes
+
+    def __cinit__(self, lanes, *, double period, uint64_t count, uint64_t first):
+        self._lanes = list(lanes)
+        if not 1 <= len(self._lanes) <= 2:
+            raise ValueError(f"{len(self._lanes)} lanes, must be 1, or 2 of two guests")
+        if first >= count or not 0 <= period < 1e12:
+            raise ValueError(f"{count} packets, {period} cycles apart, from {first} on")
+        cdef Sender sender = self._lanes[0][0]
+        cdef Receiver receiver = self._lanes[0][1]
+        cdef Sender answering = None
+        cdef Receiver asked = None
+        if len(self._lanes) == 2:
+            answering, asked = self._lanes[1]
+        if receiver is None:
+            receiver, asked = asked, None
+        if sender is None or receiver is None or (asked is None) != (answering is None):
+            raise ValueError("nobody sends, receives or answers")
+        self._pace.sender, self._pace.receiver = &sender._sender, &receiver._receiver
+        if asked is not None:
+            self._pace.asked, self._pace.answering = &asked._receiver, &answering._sender
+        self._pace.period, self._pace.count, self._pace.first = period, count, first
+
+    def run(self, uint64_t patience, uint64_t deadline, uint64_t held_most):
+        cdef int moved
+        self._pace.patience, self._pace.deadline = patience, deadline
+        self._pace.held_most = held_most
+        with nogil:
+            moved = pace_run(&self._pace)
+        if moved < 0:
+            _blame_rings(self._lanes)
+
+    def stop(self):
+        self._pace.stop = 1
+
+    def counters(self):
+        cdef pace *it = &self._pace
+        return it.noted, it.held, it.gap, it.last
+
+    def cycles(self):
+        return self._pace.busy_cycles, self._pace.idle_cycles
+
+    def histogram(self):
+        return _histogram(&self._pace.histogram)
+
+
+def histogram_of(values):
+    """(counts, highest value of each bucket, max) of numbers below 2^64."""
+    cdef histogram *it = <histogram *>calloc(1, sizeof(histogram))
+    if it == NULL:
+        raise MemoryError
+    try:
+        for value in values:
+            histogram_note(it, value)
+        return _histogram(it)
+    finally:
+        free(it)
+
+
+def cycles_per_ns(uint32_t milliseconds=50):
+    cdef double rate
+    with nogil:
+        rate = clock_rate(milliseconds)
+    return rate
+
+
+cdef tuple _histogram(histogram *it):
+    counts, tops = np.empty((2, HISTOGRAM_BUCKETS), np.uint64)
+    cdef uint64_t[::1] count = counts, top = tops
+    cdef uint32_t bucket
+    for bucket in range(HISTOGRAM_BUCKETS):
+        count[bucket] = it.count[bucket]
+        top[bucket] = histogram_top(bucket)
+    return counts, tops, it.max
+
+
+cdef int _blame_rings(list lanes) except -1:
+    for side_out, side_in in lanes:
+        if side_out is not None:
+            (<Sender>side_out)._ring.check()
+        if side_in is not None:
+            (<Receiver>side_in)._ring.check()
+    return 0
 
 
 cdef int _pool_init(
