@@ -1,4 +1,4 @@
-"""Where the cycles of a packet go on the direct path: bench/stages.c, compiled as the extensions are.
+"""Where the cycles of a packet go: bench/stages.c, the direct path, compiled as the extensions are.
 
     python bench/stages.py    # medians, in cycles of the time-stamp counter a packet
 

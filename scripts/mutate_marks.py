@@ -49,6 +49,8 @@ SAME: dict[tuple[str, str, str], str] = {
     ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
     ("log_set", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
+    ("log_run_mark", "if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
+        "each range is marked by itself",
     ("log_gather", "if (marker->word[i].index == index)", "never"):
         "the word is gathered twice, and or'ed twice",
 }  # fmt: skip

@@ -90,6 +90,33 @@ static void test_random_marks(void)
     SAME(-1, log.beyond, 0);
 }
 
+/* Ranges that follow each other, with gaps up to a page and a byte more, or go back: marked as one
+ * each or as neighbours, the pages are the same. */
+static void test_runs(void)
+{
+    enum { PAGE_COUNT = 64 * 40, RANGES = 16 };
+    static const uint32_t gaps[] = {0, 1, LOG_PAGE - 1, LOG_PAGE, LOG_PAGE + 1};
+    for (uint32_t round = 0; round < 5000; round++) {
+        struct log each = guest_log(PAGE_COUNT), neighbours = guest_log(PAGE_COUNT);
+        struct marker one = {.log = &each}, other = {.log = &neighbours};
+        struct log_run run = {0};
+        uint64_t gpa = random_below(2 * LOG_PAGE);
+        for (uint32_t i = 0; i < RANGES; i++) {
+            uint64_t size = 1 + random_below(random_below(2) ? 80 : LOG_PAGE + 2);
+            log_mark(&one, gpa, size);
+            log_run_mark(&other, &run, gpa, size);
+            gpa += size + gaps[random_below(COUNT(gaps))];
+            if (random_below(8) == 0)
+                gpa = random_below((PAGE_COUNT - 3 * RANGES) * LOG_PAGE);
+        }
+        log_run_end(&other, &run);
+        log_flush(&one);
+        log_flush(&other);
+        SAME(round, memcmp(each.word, neighbours.word, PAGE_COUNT / 8), 0);
+        SAME(round, each.beyond + neighbours.beyond, 0);
+    }
+}
+
 /* Two rings write to pages of their own that share words of the log, while a front-end takes each
  * word by exchange and then copies its pages. At the end the copy is what the memory is. */
 enum { SHARED_PAGES = 64, ROUNDS = 200000, WRITER_COUNT = 2 };
@@ -147,6 +174,7 @@ int main(void)
     test_marks();
     test_without_a_log();
     test_random_marks();
+    test_runs();
     test_nothing_is_missed_while_it_is_collected();
     return 0;
 }

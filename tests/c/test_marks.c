@@ -36,7 +36,7 @@ enum {
     FILL_FIRST = BLOCK_FIRST + BLOCK_COUNT + 1,
     PAGES = 64 * (FILL_FIRST + LOG_CACHE_SIZE),
     PIECE_MAX = 3,
-    ROWS = 240,
+    ROWS = 360,
     ROUNDS = 4,
 };
 
@@ -44,6 +44,9 @@ struct piece {
     uint64_t gpa;
     uint32_t size;
 };
+
+/* Of a row's buffers: any; one piece each; the header in one piece and the frame in one. */
+enum shape { ANY, SINGLE, PAIR, SHAPE_COUNT };
 
 static struct side {
     struct guest ring[RING_COUNT]; /* the first one's table is everybody's */
@@ -54,7 +57,7 @@ static struct side {
     uint16_t used_seen[RING_COUNT];
     uint16_t released[RING_COUNT];
     uint32_t head[RING_COUNT]; /* the next free descriptor */
-    bool direct;               /* each buffer is one piece */
+    enum shape shape;
     struct piece piece[RING_COUNT][SIZE][PIECE_MAX]; /* what was offered, by head */
     bool marked[PAGES], expected[PAGES];
     uint64_t witnessed[PAGES / 64]; /* log.marked, where there is a witness */
@@ -252,7 +255,7 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
 {
     static const uint32_t offloads[] = {0, OFFLOAD_CSUM, OFFLOAD_CSUM | OFFLOAD_TSO4};
     bool event_idx = random_below(2);
-    s->direct = random_below(2);
+    s->shape = (enum shape)random_below(SHAPE_COUNT);
     s->log.marked = random_below(2) ? s->witnessed : NULL;
     uint64_t shift = random_below(RING_COUNT);
     for (uint32_t r = 0; r < REGION_COUNT; r++)
@@ -302,13 +305,17 @@ static uint64_t somewhere(uint32_t size)
     return gpa < low ? low : gpa > high ? high : gpa;
 }
 
-/* Offer `size` bytes, mostly in one piece; the head. */
+/* Offer `size` bytes; the head. */
 static uint32_t offer(struct side *s, uint32_t r, uint32_t size, uint16_t write)
 {
     uint32_t head = s->head[r];
-    uint32_t pieces = s->direct || random_below(4) ? 1 : 2 + (uint32_t)random_below(PIECE_MAX - 1);
+    uint32_t pieces = s->shape == PAIR                      ? 2
+                      : s->shape == SINGLE || random_below(4) ? 1
+                                                              : 2 + (uint32_t)random_below(2);
     for (uint32_t i = 0, left = size; i < pieces; i++) {
-        uint32_t part = i + 1 == pieces ? left : (uint32_t)random_below(left + 1);
+        uint32_t part = i + 1 == pieces    ? left
+                        : s->shape == PAIR ? s->ring[r].ring.header_size
+                                           : (uint32_t)random_below(left + 1);
         struct piece piece = {somewhere(part), part};
         bool more = i + 1 < pieces;
         guest_desc(&s->ring[r], (head + i) % SIZE, piece.gpa, part,
