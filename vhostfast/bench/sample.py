@@ -35,6 +35,7 @@ LOOK_S, SHORT_LOOK_S = 0.05, 0.001
 LOG_TAKE_S = 0.1  # between two looks into the log: a hypervisor copies meanwhile
 PATIENCE_S = 3.0  # for the first packet, where others keep the back-end from its CPU
 LINGER_S = 1.0  # so long nothing has moved: what has not come is lost
+IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 FAULTS = ("corrupt", "foreign", "reordered", "repeated")
 T = TypeVar("T", bound=Traffic)
 

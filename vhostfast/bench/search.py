@@ -10,13 +10,12 @@ from typing import ClassVar
 
 from vhostfast.bench.job import Job
 from vhostfast.bench.latency import Latency, highest, measure
-from vhostfast.bench.sample import Guests, verify
+from vhostfast.bench.sample import IDLE_MIN, Guests, verify
 from vhostfast.bench.workload import Frames
 from vhostfast.errors import UsageError
 
 DOUBLINGS_MAX = 4  # of the rate at which the search begins
 ATTEMPTS_MAX = 3  # of a trial that failed for the machine's sake
-IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 RESOLUTION_MIN, RESOLUTION_MAX, LOSS_MAX = 0.001, 0.5, 0.5
 
 

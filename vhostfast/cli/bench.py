@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 FIGURES = {"mpps": "Mpps", "p50_ns": "p50 ns", "p99_ns": "p99 ns", "p999_ns": "p99.9 ns",
            "max_ns": "max ns"}  # fmt: skip
-IDLE_MIN = 0.02  # of the driver's time; with less it is the driver that was measured
 
 bench = typer.Typer(
     name="bench",
@@ -134,11 +133,20 @@ def _footer(report: "Report") -> list[str]:
         "range: lowest and highest round; cycles: of the time-stamp counter, a packet; idle: the"
         " driver's;\nx: times as fast as that row, round by round: median and range",
         *machine_lines(report),
-        *[
-            f"{frames} bytes: the driver was never idle, so {report.subject} may do more"
-            for frames in report.frames()
-            if report.figures(frames, report.subject, "idle").median < IDLE_MIN
-        ],
+        *driver_lines(report),
+    ]
+
+
+def driver_lines(report: "Report") -> list[str]:
+    """Where it was the driver that was measured."""
+    from vhostfast.bench.sample import IDLE_MIN
+
+    return [
+        f"{frames} bytes{load and f' at {load}'}: the driver was never idle, so {report.subject}"
+        " may do better"
+        for frames in report.frames()
+        for load in report.loads()
+        if report.figures(frames, report.subject, "idle", load).median < IDLE_MIN
     ]
 
 

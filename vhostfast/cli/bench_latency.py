@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vhostfast.cli.bench import machine_lines, print_table, range_of, short, spread, table_of
+from vhostfast.cli.bench import (
+    driver_lines,
+    machine_lines,
+    print_table,
+    range_of,
+    short,
+    spread,
+    table_of,
+)
 from vhostfast.cli.bench_options import Options, with_options
 from vhostfast.errors import UsageError
 
@@ -105,7 +113,7 @@ def _print_latency(report: "Report") -> None:
         "was due and found the ring full; idle: the driver's, which was away for"
         f" {short(gap / 1e3)} us at worst"
     )
-    print("\n".join(machine_lines(report)))
+    print("\n".join([*machine_lines(report), *driver_lines(report)]))
 
 
 def _times(report: "Report", frames: str, load: str, row: str) -> list[str]:
@@ -146,4 +154,4 @@ def _print_loss_free(report: "Report") -> None:
         f"within {report.plan['resolution']:.1%}; with {report.plan['loss']:.4%} lost or held a"
         " trial still passed; limit: what failed above;\nidle: the driver's at that rate"
     )
-    print("\n".join(machine_lines(report)))
+    print("\n".join([*machine_lines(report), *driver_lines(report)]))

@@ -146,14 +146,14 @@ class Options:
         rows = choose(plan, self.backend, self.socket or [], self.versus, limits=self.limits)
         with progress_on_stderr() as progress:
             report = run(plan, rows, progress, job=job)
-        if self.plot:
-            from vhostfast.bench.plot import draw
-
-            draw(report, self.plot)
         if self.as_json:
             print(json.dumps(report.as_dict()))
         else:
             show(report)
+        if self.plot:
+            from vhostfast.bench.plot import draw
+
+            draw(report, self.plot)
 
     def _plan(self) -> "Plan":
         from vhostfast.bench.backend import OVS
