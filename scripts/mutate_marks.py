@@ -48,6 +48,8 @@ ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
 SAME: dict[tuple[str, str, str], str] = {
     ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
+    ("copy_direct", "if (unlikely(to->marker.log != NULL))", "always"):
+        "without a log, log_mark does nothing: the test spares the way there",
     ("log_set", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
     ("log_run_mark", "if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
         "each range is marked by itself",
