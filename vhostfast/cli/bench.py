@@ -81,6 +81,14 @@ Ports = Annotated[
 Busy = Annotated[
     str, typer.Option(metavar="all|2", help="Which of them send; the others are there and idle.")
 ]
+Regions = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Pieces that a VM's memory is told in, 1 to 8; null and bare know one, so with more"
+        " they have no rows.",
+    ),
+]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
 Forward = Annotated[
     str | None,
@@ -119,6 +127,7 @@ def _bench(
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs of each VM.")] = 1,
     ports: Ports = 2,
     busy: Busy = "all",
+    regions: Regions = 1,
     mode: Mode = "poll",
     forward: Forward = None,
     log: Log = "off",
@@ -150,7 +159,7 @@ def _bench(
     forward = forward or ("learn" if OVS in (backend, versus) else "patch")
     work = Workload(
         frames, pattern, load, ring_size, layout, mergeable, queues, mode, log, forward, ports,
-        busy, buffer_size,
+        busy, buffer_size, regions,
     )  # fmt: skip
     plan = Plan(work, rounds, seconds, warm_up, worker_cpu, driver_cpu)
     use, sentence = choose_hugepages(hugepages, plan)
@@ -187,10 +196,11 @@ def _print_report(report: "Report") -> None:
     work, plan = report.plan["workload"], report.plan
     merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
+    pages += f" pages in {work['regions']} regions" if work["regions"] > 1 else " pages"
     many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
     table = table_of(
         f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
-        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages} pages,"
+        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages},"
         f" {plan['rounds']} x {plan['seconds']:g} s",
         ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],
