@@ -30,6 +30,7 @@ from vhostfast.cli.bench import print_table, short, table_of
 
 IDLE_SECONDS = 2.0  # for which the CPU time of idle guests is counted
 BARE_FAST = 8.0  # times DPDK at 64 B that `bare` is where the goals against DPDK hold in full
+STARVED_MAX = 0.1  # of a turn, for others; with more nothing is proved, met or not
 Told = dict[str, Any]  # what one command printed
 Found = Sequence[Sequence[Told]]  # of each command of a run, in turn
 Values = tuple[float, ...]  # a figure, round by round
@@ -214,7 +215,12 @@ def _limits(found: Found) -> str:
     ]
     idle_share = min(sample["idle"] for sample in subject)
     starved = max(sample["starved"] for sample in turns)
-    return f"driver idle {idle_share:.0%} or more, others had a CPU {starved:.0%} at worst"
+    note = f"driver idle {idle_share:.0%} or more, others had a CPU {starved:.0%} at worst"
+    if restless := sum(not turn["still"] for one in told for turn in one["rounds"]):
+        note += f", the CPUs' distance changed in {restless} rounds"
+    if restless or starved > STARVED_MAX:
+        note += ": doubt it, and measure on a quiet machine, under chrt -r 1"
+    return note
 
 
 def exit_code(rows: Sequence[Row]) -> int:

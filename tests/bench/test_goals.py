@@ -50,6 +50,23 @@ def test_a_row_has_each_round_and_who_else_was_the_limit():
 
 
 @pytest.mark.parametrize(
+    ("starved", "still", "says"),
+    [
+        (0.1, True, "others had a CPU 10% at worst"),
+        (0.3, True, "others had a CPU 30% at worst: doubt it"),
+        (0.0, False, "the CPUs' distance changed in 1 rounds: doubt it"),
+    ],
+)
+def test_what_a_restless_machine_gave_is_to_be_doubted(starved, still, says):
+    told = printed()
+    told["rounds"][1]["samples"]["dpdk"]["starved"] = starved
+    told["rounds"][2]["still"] = still
+    note = row(Goal("lean", "", versus("64")), told).note
+    assert says in note
+    assert ("doubt" in note) is ("doubt" in says)
+
+
+@pytest.mark.parametrize(
     ("rates", "asked", "met", "says"),
     [
         (SLOW, ">= 2", True, "bare is 5.00 x DPDK"),
