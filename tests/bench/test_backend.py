@@ -50,14 +50,14 @@ def test_a_command_against_another_of_the_same_name() -> None:
 
 
 def test_limits_that_are_none() -> None:
-    """A copy where nothing is copied; and two that know of one buffer a frame."""
+    """A copy where nothing is copied; and two that know of one buffer a frame, and one region."""
     of = Plan(Workload(pattern="send-only"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
     rows = choose(of, None, [], None).backends
     assert [(one.name, one.checked) for one in rows] == [("null", False), ("vhostfast", False)]
     assert "--forward drop" in rows[-1].command
-    small = Workload(parse_frames("64,1500"), buffer_size=512)
-    of = Plan(small, worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
-    assert [one.name for one in choose(of, None, [], None).backends] == ["vhostfast"]
+    for work in (Workload(parse_frames("64,1500"), buffer_size=512), Workload(regions=2)):
+        of = Plan(work, worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+        assert [one.name for one in choose(of, None, [], None).backends] == ["vhostfast"]
 
 
 def test_dpdk_has_so_many_ports(monkeypatch: pytest.MonkeyPatch) -> None:

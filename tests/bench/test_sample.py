@@ -44,6 +44,8 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
         {"ports": 6, "pattern": "one-way", "load": "touch"},
         {"buffer_size": 512, "load": "touch"},
         {"buffer_size": 500, "load": "full", "layout": "indirect", "ring_size": 1024},
+        {"regions": 8, "load": "touch", "ring_size": 64},
+        {"regions": 8, "load": "full", "layout": "indirect", "queues": 4},
     ],
     ids=str,
 )
@@ -60,6 +62,12 @@ def test_our_switch_under_every_workload(workload: dict[str, object], size: str)
     assert timed.verified > 0
     assert 0 <= timed.idle <= 1
     assert 0 <= timed.starved <= 1
+
+
+def test_memory_of_busy_guests_is_told_in_pieces() -> None:
+    of = plan(regions=8, ports=4, busy="2")
+    with running(ours(of), of) as run, connected(run, of) as guests:
+        assert [len(one.memory.table.regions) for one in guests.frontends] == [8, 8, 1, 1]
 
 
 def test_learned_addresses() -> None:

@@ -196,8 +196,8 @@ def choose(
 ) -> Rows:
     """What the options --backend, --socket, --versus, --limits and --log ask for.
 
-    The limits have no log to keep, and can do nothing with small buffers; a copy is no limit where
-    nothing has to be copied. Raises UsageError or EnvironmentLacks.
+    The limits have no log to keep, and can do nothing with small buffers or memory in pieces; a
+    copy is no limit where nothing has to be copied. Raises UsageError or EnvironmentLacks.
     """
     guests = plan.workload.guests
     if sockets and backend is not None:
@@ -211,7 +211,7 @@ def choose(
     else:
         subject = parse_backend("--backend", backend or OURS, plan)
     rows: list[Backend] = []
-    if limits and not plan.workload.merges:
+    if limits and not plan.workload.merges and plan.workload.regions == 1:
         rows = [null(plan)] if plan.workload.pattern == "send-only" else [null(plan), bare(plan)]
     against = None
     if versus is not None:

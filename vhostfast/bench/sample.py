@@ -77,7 +77,7 @@ class Guests:
         self.frontends: list[Frontend] = []
         for number, socket in enumerate(run.sockets):
             ring_size = work.ring_size if number < busy else min(work.ring_size, IDLE_RING_SIZE)
-            regions = ((0, work.memory_size(ring_size)),)
+            regions = work.cuts(ring_size) if number < busy else ((0, work.memory_size(ring_size)),)
             memory = GuestMemory(regions, hugepages=plan.hugepages and number < busy)
             frontend = Frontend(
                 socket,

@@ -1,12 +1,14 @@
 """What is asked of every back-end in one run: frames, rings, who sends; and for how long, where."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from vhostfast.core.driver import RING_SIZE_MAX
 from vhostfast.core.traffic import LANES_MAX
 from vhostfast.driver.traffic import KINDS, LAYOUTS, STRIDE
 from vhostfast.errors import UsageError
+from vhostfast.protocol.message import LOG_PAGE, REGIONS_MAX
 
 MODES = ("poll", "interrupt", "adaptive")
 PATTERNS = ("both-ways", "one-way", "loop", "send-only")
@@ -72,7 +74,9 @@ class Workload:
     switch's. `log`: whether the guests migrate meanwhile; "both" holds a back-end with the log on
     against itself with it off. `ports`: guests, where there is not only one, in pairs of which
     "all" are `busy`, or the first two guests alone. `buffer_size`: bytes of a receive buffer; a
-    frame that it doesn't hold takes several. Raises UsageError.
+    frame that it doesn't hold takes several. `regions`: pieces that the memory of a busy guest is
+    told in, cut at pages of 4 KiB: the rings lie in the first, the buffers in all of them, some
+    across a cut. Raises UsageError.
     """
 
     frames: tuple[Frames, ...] = (Frames("64", (64,)),)
@@ -88,6 +92,7 @@ class Workload:
     ports: int = 2
     busy: str = "all"
     buffer_size: int = STRIDE
+    regions: int = 1
 
     def __post_init__(self) -> None:
         for option, value, allowed in (
@@ -106,6 +111,11 @@ class Workload:
             raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
         if not 1 <= self.queues <= QUEUES_MAX:
             raise UsageError(f"--queues {self.queues}: give 1 to {QUEUES_MAX} queue pairs")
+        if not 1 <= self.regions <= REGIONS_MAX:
+            raise UsageError(
+                f"--regions {self.regions}: give 1 to {REGIONS_MAX}: a memory table has no more,"
+                " and one by one (CONFIGURE_MEM_SLOTS) the driver doesn't tell them"
+            )
         self._check_ports()
         self._check_buffers()
 
@@ -161,6 +171,15 @@ class Workload:
         """Bytes of a guest with such rings, whole hugepages."""
         size = 2 * self.queues * ring_size * (STRIDE + _RING_BYTES) + _SLACK
         return -(-size // HUGEPAGE) * HUGEPAGE
+
+    def cuts(self, ring_size: int) -> tuple[tuple[int, int], ...]:
+        """That memory in its regions, GPA and bytes of each. What is taken of it begins at 0, so it
+        is what buffers fill that is cut evenly; the rest is in the last region."""
+        size = self.memory_size(ring_size)
+        filled = 2 * self.queues * ring_size * STRIDE
+        step = filled // self.regions // LOG_PAGE * LOG_PAGE
+        starts = [number * step for number in range(self.regions)]
+        return tuple(zip(starts, [b - a for a, b in pairwise([*starts, size])], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,10 +59,11 @@ def _print_report(report: "Report") -> None:
     work, plan = report.plan["workload"], report.plan
     merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
+    pages += f" pages in {work['regions']} regions" if work["regions"] > 1 else " pages"
     many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
     table = table_of(
         f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
-        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages} pages,"
+        f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages},"
         f" {plan['rounds']} x {plan['seconds']:g} s",
         ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
         [f"x {to}" for to in _others(report)],

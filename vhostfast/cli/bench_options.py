@@ -76,6 +76,14 @@ Ports = Annotated[
 Busy = Annotated[
     str, typer.Option(metavar="all|2", help="Which of them send; the others are there and idle.")
 ]
+Regions = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Pieces that a VM's memory is told in, 1 to 8; null and bare know one, so with more"
+        " they have no rows.",
+    ),
+]
 Mode = Annotated[str, typer.Option(metavar="poll|interrupt|adaptive", help="Of our own switch.")]
 Forward = Annotated[
     str | None,
@@ -120,6 +128,7 @@ class Options:
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs of each VM.")] = 1
     ports: Ports = 2
     busy: Busy = "all"
+    regions: Regions = 1
     mode: Mode = "poll"
     forward: Forward = None
     log: Log = "off"
@@ -164,7 +173,7 @@ class Options:
         work = Workload(
             parse_frames(self.sizes), self.pattern, self.load, self.ring_size, self.layout,
             self.mergeable, self.queues, self.mode, self.log, forward, self.ports, self.busy,
-            self.buffer_size,
+            self.buffer_size, self.regions,
         )  # fmt: skip
         cpus = self.worker_cpu, self.driver_cpu
         plan = Plan(work, self.rounds, self.seconds, self.warm_up, *cpus)
