@@ -117,22 +117,22 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
 }
 
 /* What was stored into these buffers: a header and a frame of the size of the one sent. */
-ALWAYS_INLINE void direct_mark_group(struct ring *to, const struct direct *room,
+ALWAYS_INLINE void direct_mark_group(struct ring *ring, const struct direct *room,
                                      const struct direct *sent, uint32_t skip, uint32_t count,
                                      const bool paired)
 {
-    const uint32_t header_size = to->header_size;
+    const uint32_t header_size = ring->header_size;
     struct log_run run = {0};
     for (uint32_t i = 0; i < count; i++) {
         uint32_t size = sent[i].size - skip;
         if (!paired || room[i].frame_gpa == room[i].gpa + header_size) {
-            log_run_mark(&to->marker, &run, room[i].gpa, header_size + size);
+            log_run_mark(&ring->marker, &run, room[i].gpa, header_size + size);
         } else {
-            log_run_mark(&to->marker, &run, room[i].gpa, header_size);
-            log_run_mark(&to->marker, &run, room[i].frame_gpa, size);
+            log_run_mark(&ring->marker, &run, room[i].gpa, header_size);
+            log_run_mark(&ring->marker, &run, room[i].frame_gpa, size);
         }
     }
-    log_run_end(&to->marker, &run);
+    log_run_end(&ring->marker, &run);
 }
 
 /* Of a frame, as it was decided by. */

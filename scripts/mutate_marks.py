@@ -50,6 +50,8 @@ SAME: dict[tuple[str, str, str], str] = {
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
     ("copy_direct", "if (unlikely(to->marker.log != NULL))", "always"):
         "without a log, log_mark does nothing: the test spares the way there",
+    ("log_flush", "if (marker->count == 0)", "never"): "log_set looks itself: it spares a fence",
+    ("log_set_word", "if (bits != 0)", "always"): "or'ing nothing: it spares an atomic",
     ("log_set", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
     ("log_run_mark", "if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
         "each range is marked by itself",

@@ -21,7 +21,9 @@ from vhostfast.errors import UsageError
 if TYPE_CHECKING:
     from vhostfast.bench.report import Report, Spread
 
-ONE_PAIR = {"load": "touch", "queues": 1, "ports": 2, "busy": "all", "buffer_size": 2112, "regions": 1}
+ONE_PAIR = {
+    "load": "touch", "queues": 1, "ports": 2, "busy": "all", "buffer_size": 2112, "regions": 1,
+}  # fmt: skip
 QUANTILES = {"p50": "p50_ns", "p99": "p99_ns", "p99.9": "p999_ns", "max": "max_ns"}
 WAYS = {"both-ways": "there and back", "one-way": "one way", "loop": "there and back"}
 LIMITS = {
