@@ -13,9 +13,14 @@ enum { ROUNDS = 20001, WARM = 1000 };
 enum stage { LOOK_SENT, LOOK_ROOM, ADDRESSES, HEADERS, COPY, PUSH, MARK, WHOLE, STAGES };
 
 static const char *const NAMES[STAGES] = {
-    "look at the sender's chains", "look at the receiver's buffers", "addresses, table (learn)",
-    "net headers",                 "copy, 16 bytes at a time",                           "used elements",
-    "marks (log on)",              "a whole burst",
+    "look at the sender's chains",
+    "look at the receiver's buffers",
+    "addresses, table (learn)",
+    "net headers",
+    "copy, 16 bytes at a time",
+    "used elements",
+    "marks (log on)",
+    "a whole burst",
 };
 static double cycles[STAGES][ROUNDS];
 static burst_function forward;

@@ -74,8 +74,8 @@ static inline bool packet_check(struct packet *frame, uint32_t taken)
 /* Reads the header over however many spans it lies. False where the chain holds no lawful frame:
  * too short, too long, or with a header that its sender, who has `taken` that, may not send. `copy`
  * is private memory for FRAME_SIZE_MAX bytes. */
-static inline bool nethdr_read(struct packet *frame, const struct chain *chain, uint32_t header_size,
-                               uint32_t taken, uint8_t *copy)
+static inline bool nethdr_read(struct packet *frame, const struct chain *chain,
+                               uint32_t header_size, uint32_t taken, uint8_t *copy)
 {
     struct net_header header = {0};
     if (chain->size < header_size + FRAME_SIZE_MIN || chain->size > header_size + FRAME_SIZE_MAX)

@@ -90,6 +90,20 @@ static void test_random_marks(void)
     SAME(-1, log.beyond, 0);
 }
 
+/* Who waits for news is told of bits, and not of none. */
+static void test_news(void)
+{
+    struct log log = guest_log(PAGES);
+    struct marker marker = {.log = &log};
+    log.event_fd = 0;
+    log_set(&marker);
+    log_flush(&marker);
+    CHECK(log.news == 0);
+    log_mark(&marker, 0, 1);
+    log_flush(&marker);
+    CHECK(log.news == 1);
+}
+
 /* Ranges that follow each other, with gaps up to a page and a byte more, or go back: marked as one
  * each or as neighbours, the pages are the same. */
 static void test_runs(void)
@@ -175,6 +189,7 @@ int main(void)
     test_without_a_log();
     test_random_marks();
     test_runs();
+    test_news();
     test_nothing_is_missed_while_it_is_collected();
     return 0;
 }
