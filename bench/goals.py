@@ -1,6 +1,6 @@
 """Every goal of the project from one command: what was asked, what was found, whether it is met.
 
-    chrt -r 1 .venv/bin/python bench/goals.py                   # all, as root: about ten minutes
+    chrt -r 1 .venv/bin/python bench/goals.py                   # all, as root: a quarter of an hour
     .venv/bin/python bench/goals.py --only lean,log --json goals.json
 
 Nothing is measured here: each run is a `vhostfast bench` command with --json, and a goal says how

@@ -71,6 +71,11 @@ def mpps(name: str, mode: str, seconds: float, plan: Plan) -> float:
             )  # fmt: skip
         try:
             took = _ask(process, seconds)
+        except (BrokenPipeError, subprocess.TimeoutExpired) as error:
+            last = said.read_text(errors="replace")[-800:]
+            raise EnvironmentLacks(
+                f"{TESTPMD} as the front-end has ended or hangs: {last}"
+            ) from error
         finally:
             process.kill()
             process.wait()
@@ -139,11 +144,13 @@ def main() -> int:
     parser.add_argument("--only", choices=MODES, action="append", help="one mode, or more")
     parser.add_argument("--json", type=Path, help="every figure, into this file")
     options = parser.parse_args()
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds, --seconds: give at least one round of some time")
     try:
         found = measure(options.rounds, options.seconds, options.only or list(MODES))
     except VhostfastError as error:
         print(f"virtio_user.py: {error}", file=sys.stderr)
-        return 3 if isinstance(error, EnvironmentLacks) else 1
+        return 3 if isinstance(error, EnvironmentLacks) else 2
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
     return 0 if show(found) else 1
