@@ -116,6 +116,7 @@ def wait_until(happened: object, seconds: float = 60) -> None:
 def test_it_ends_when_too_many_are_held_up(tmp_path: Path) -> None:
     with guests(tmp_path, 1, "loopback") as (switch, frontends):
         os.kill(switch.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, switch.pid, os.WSTOPPED | os.WNOWAIT)  # all its threads stand still
         try:
             paced = Paced(stations(frontends), TOUCH, Schedule(1, ALWAYS, held_most=1000))
             paced.run()
