@@ -108,9 +108,10 @@ ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct p
     burst->pieces += burst->room.count;
     if (taken == 0)
         return why;
-    struct cursor room = chain_start(&burst->room), from = frame->at;
+    struct cursor room = chain_start(&burst->room), from = frame->behind;
     nethdr_write(&room, &ring->marker, ring->header_size, frame->header, (uint16_t)taken);
-    cursor_copy(&room, &ring->marker, &from, frame->size, width);
+    cursor_write(&room, &ring->marker, frame->copy, frame->looked_at);
+    cursor_copy(&room, &ring->marker, &from, frame->size - frame->looked_at, width);
     push_room(burst, ring, taken, whole);
     count(burst, port, TX_PACKETS, 1);
     count(burst, port, TX_BYTES, frame->size);
@@ -177,11 +178,9 @@ ALWAYS_INLINE void flood(struct burst *burst, struct source *source, struct pack
 ALWAYS_INLINE void deliver_learned(struct burst *burst, struct source *source, struct packet *frame,
                                    const uint32_t width)
 {
-    uint8_t header[FRAME_SIZE_MIN];
-    struct cursor peek = frame->at;
+    const uint8_t *header = packet_look(frame, FRAME_SIZE_MIN);
     struct fabric *fabric = burst->fabric;
     struct port *from = source->port;
-    cursor_read(&peek, header, sizeof header);
     uint64_t target = mac_load(header);
     fdb_learn(&fabric->fdb, mac_load(header + 6), from->index);
     int index = mac_is_group(target) ? FDB_NOWHERE : fdb_find(&fabric->fdb, target);

@@ -79,7 +79,7 @@ static inline void inject(struct burst *burst, struct port *from, const uint8_t 
 {
     struct span span = {.host = (uint8_t *)frame, .size = size};
     struct injection it = {.burst = burst, .from = from};
-    it.frame = (struct packet){.at.span = &span, .size = size, .wire_size = size};
+    it.frame = (struct packet){.behind.span = &span, .size = size, .wire_size = size};
     struct guard guard = {.holds = fabric_holds, .owner = burst->fabric};
     while (!guard_run(&guard, inject_on, &it))
         burst_mend(burst, NULL, guard.vanished);

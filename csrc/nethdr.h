@@ -27,17 +27,31 @@ struct packet {
     struct net_header header; /* without num_buffers */
     uint32_t segment; /* of its segments, those that its receiver has: with what it goes on */
 
-    /* The private copy for receivers that have not; of a plain frame there is none. */
+    /* The private copy: of what is decided by, and of all for receivers that have not. */
     uint8_t *copy;
     uint32_t copied;    /* bytes, from the first on */
     struct cursor rest; /* of the frame */
     bool whole;         /* all of it is there */
+
+    uint32_t looked_at; /* first bytes that were decided by: each receiver gets those of the copy */
+    struct cursor behind;
 };
 
 static inline void packet_copy(struct packet *frame, uint32_t end)
 {
     cursor_read(&frame->rest, frame->copy + frame->copied, end - frame->copied);
     frame->copied = end;
+}
+
+/* Its first `end` bytes, read once. */
+static inline const uint8_t *packet_look(struct packet *frame, uint32_t end)
+{
+    if (frame->looked_at < end) {
+        packet_copy(frame, end);
+        frame->looked_at = end;
+        frame->behind = frame->rest;
+    }
+    return frame->copy;
 }
 
 /* The whole of it, once. One packet is summed, for who needs the copy has not taken CSUM. */
@@ -58,11 +72,8 @@ static inline bool packet_check(struct packet *frame, uint32_t taken)
     struct net_header *header = &frame->header;
     if (offload_needs(header) & ~taken)
         return false;
-    frame->rest = frame->at;
-    frame->copied = 0;
-    frame->whole = false;
     if (header->gso_type != NET_HEADER_GSO_NONE)
-        packet_copy(frame, frame->size < HEADERS_SIZE_MAX ? frame->size : HEADERS_SIZE_MAX);
+        packet_look(frame, frame->size < HEADERS_SIZE_MAX ? frame->size : HEADERS_SIZE_MAX);
     if (!offload_check(header, frame->copy, frame->copied, frame->size))
         return false;
     frame->needs = offload_needs(header);
@@ -83,7 +94,10 @@ static inline bool nethdr_read(struct packet *frame, const struct chain *chain,
     struct cursor cursor = chain_start(chain);
     cursor_read(&cursor, &header, header_size);
     uint32_t size = (uint32_t)chain->size - header_size;
-    frame->at = cursor;
+    frame->at = frame->rest = frame->behind = cursor;
+    frame->copy = copy;
+    frame->copied = frame->looked_at = 0;
+    frame->whole = false;
     frame->size = frame->wire_size = size;
     frame->needs = frame->segment = 0;
     if (likely((*(const u64_any *)&header & NET_HEADER_OFFLOADS) == 0)) {
@@ -91,7 +105,6 @@ static inline bool nethdr_read(struct packet *frame, const struct chain *chain,
         return true;
     }
     frame->header = header;
-    frame->copy = copy;
     return packet_check(frame, taken);
 }
 
