@@ -118,6 +118,8 @@ def assert_usable_again(host: Host, peer: Vm) -> None:
     assert back.receive(1)[-1] == frame(2, to=3, sender=2)
 
 
+@pytest.mark.hostile("memory", "a receiver's file cut short in traffic", "port closes")
+@pytest.mark.hostile("log", "the log's file cut short in traffic", "port closes")
 @pytest.mark.parametrize("cpus", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_receiver_vanishes_in_traffic(
@@ -136,6 +138,7 @@ def test_a_receiver_vanishes_in_traffic(
         assert_usable_again(host, b)
 
 
+@pytest.mark.hostile("memory", "a sender's file cut short in traffic", "port closes")
 @pytest.mark.parametrize("cpus", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("target", [2, 99], ids=["to one", "to all"])
 @pytest.mark.parametrize("cut", [cut_buffers, cut_rings, cut_all])
