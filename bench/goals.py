@@ -1,14 +1,17 @@
 """Every goal of the project from one command: what was asked, what was found, whether it is met.
 
-    chrt -r 1 .venv/bin/python bench/goals.py                   # all, as root: a quarter of an hour
+    chrt -r 1 .venv/bin/python bench/goals.py                   # all, as root: half an hour
     .venv/bin/python bench/goals.py --only lean,log --json goals.json
 
-Nothing is measured here: each run is a `vhostfast bench` command with --json, and a goal says how
-its figure is taken from that. Runs of two commands are taken in turns, one round each, and held
-against each other round by round. Exit code 1: a goal is not met; else 3: one was not measured.
+Nothing is measured here: each run is a `vhostfast bench` command with --json, or a program of this
+folder, and a goal says how its figure is taken from that. Runs of two commands are taken in turns,
+one round each, and held against each other round by round. What a run found is printed when it has
+ended, and all of it at the end. Exit code 1: a goal is not met; else 3: one was not measured.
 
-Not here yet: a second worker, for driver and workers would share two CPUs; many addresses
-(bench_fdb.py has the step alone); DPDK's virtio-user as the front-end.
+Under chrt the kernel takes the CPU from us for 50 ms of each second, which shows as a slow round,
+unless told not to: sysctl kernel.sched_rt_runtime_us=-1 kernel.sched_rr_timeslice_ms=1
+
+Not here: many addresses (bench_fdb.py has the step alone).
 """
 
 import argparse
@@ -17,11 +20,14 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from virtio_user import MODES
 
 from vhostfast.bench.backend import ours
 from vhostfast.bench.report import Report
@@ -82,6 +88,22 @@ def idle(what: str) -> Callable[[Found], Values]:
     return lambda found: tuple(one[what] for one in found[0][0]["rounds"]["vhostfast"])
 
 
+def virtio_user(mode: str) -> Callable[[Found], Values]:
+    """Times as fast as DPDK's back-end, with DPDK's virtio-user in this mode."""
+
+    def take(found: Found) -> Values:
+        rates: Told = found[0][0][mode]
+        return tuple(us / them for us, them in zip(rates["vhostfast"], rates["dpdk"], strict=True))
+
+    return take
+
+
+def two_workers(found: Found) -> Values:
+    """What two workers do by what one does."""
+    rounds = [[turn["mpps"] for turn in turns] for turns in found[0][0]["rounds"]]
+    return tuple(2 * both / (first + second) for first, second, both in rounds)
+
+
 def bare_factor(found: Found) -> float:
     """Times as fast as DPDK that `bare` is with 64 B: what this CPU gives at best."""
     report = Report.from_dict(found[0][0])
@@ -109,7 +131,8 @@ def _mode(mode: str) -> str:
     return f"'{ours(Plan(Workload(mode=mode))).command}'"
 
 
-# By name, the options of `vhostfast bench`; of two commands, the second is held against the first.
+# By name, the options of `vhostfast bench`, or a program of this folder; of two commands, the
+# second is held against the first.
 RUNS = {
     "lean": ("--load lean --versus dpdk --sizes 64,512,1500",),
     "touch": ("--load touch --versus dpdk --sizes 64,512,1500 --no-limits",),
@@ -126,6 +149,8 @@ RUNS = {
     "regions-8": ("--sizes 64 --no-limits", "--sizes 64 --no-limits --regions 8"),
     "regions-509": ("--sizes 64 --no-limits", "--sizes 64 --no-limits --regions 509"),
     "ovs": ("--versus ovs --sizes 64,1500 --no-limits",),
+    "virtio-user": ("virtio_user.py",),
+    "second-worker": ("second_worker.py",),
 }
 
 GOALS = (
@@ -160,6 +185,8 @@ GOALS = (
     Goal("regions-509", "cycles a packet, 509 regions by 1", cost("64"), below=1.05),
     Goal("ovs", "x Open vSwitch, 64 B", versus("64")),
     Goal("ovs", "x Open vSwitch, 1500 B", versus("1500")),
+    *(Goal("virtio-user", f"x DPDK, {mode}", virtio_user(mode), least=1.0) for mode in MODES),
+    Goal("second-worker", "two workers by one", two_workers, least=1.8),
 )
 
 
@@ -208,7 +235,7 @@ def _limits(found: Found) -> str:
     """What a run was limited by besides the subject: the driver, and others on its CPUs."""
     told = [one for of_command in found for one in of_command]
     if "subject" not in told[0]:
-        return ""  # of idle guests
+        return ""  # of idle guests, or of a program
     subject = [turn["samples"][one["subject"]] for one in told for turn in one["rounds"]]
     turns = [
         sample for one in told for turn in one["rounds"] for sample in turn["samples"].values()
@@ -236,6 +263,8 @@ def exit_code(rows: Sequence[Row]) -> int:
 def measure(name: str, rounds: int, seconds: float) -> Found:
     """All commands of a run. Raises Failed."""
     commands = RUNS[name]
+    if commands[0].endswith(".py"):
+        return [[program(commands[0], rounds)]]
     if len(commands) == 1:
         return [[bench(commands[0], rounds, seconds)]]
     found: list[list[Told]] = [[] for _ in commands]
@@ -262,6 +291,18 @@ def bench(options: str, rounds: int, seconds: float) -> Told:
     return told
 
 
+def program(name: str, rounds: int) -> Told:
+    """What a program of this folder writes as JSON. Raises Failed."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        path = Path(__file__).with_name(name)
+        command = [sys.executable, str(path), "--rounds", str(rounds), "--json", file.name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode not in (0, 1):  # 1: its own goal is not met
+            raise Failed(f"exit code {done.returncode}, {' '.join(done.stderr.split())}")
+        told: Told = json.loads(Path(file.name).read_text())
+        return told
+
+
 def print_rows(rows: Sequence[Row]) -> None:
     title = "goals: medians of all rounds, between the lowest and the highest"
     table = table_of(title, ("figure", "asked", "found", "range", "met", "rounds"))
@@ -276,6 +317,12 @@ def print_rows(rows: Sequence[Row]) -> None:
     print_table(table)
     for line in dict.fromkeys(f"{row.run}: {row.note}" for row in rows if row.note):
         print(line)
+
+
+def line(row: Row) -> str:
+    """A row in short, told before the table is whole."""
+    found = _digits(statistics.median(row.values)) if row.values else row.note
+    return f"{row.what}: {found}" + (f", asked {row.asked}" if row.asked else "")
 
 
 def _digits(value: float) -> str:
@@ -305,8 +352,11 @@ def main() -> int:
         except Failed as error:
             found = error
         runs[name] = str(found) if isinstance(found, Failed) else found
-        rows += [evaluate(goal, found) for goal in GOALS if goal.run == name]
+        new = [evaluate(goal, found) for goal in GOALS if goal.run == name]
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+        for row in new:
+            print(f"  {line(row)}", file=sys.stderr)
+        rows += new
     print_rows(rows)
     if options.json:
         told = {"goals": [asdict(row) for row in rows], "runs": runs}

@@ -139,8 +139,8 @@ def show(found: dict[str, Rates]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="timed, in each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="timed, in each turn")
     parser.add_argument("--only", choices=MODES, action="append", help="one mode, or more")
     parser.add_argument("--json", type=Path, help="every figure, into this file")
     options = parser.parse_args()

@@ -8,7 +8,21 @@ from typing import Any
 
 import goals
 import pytest
-from goals import GOALS, RUNS, Failed, Goal, Row, bare, cost, evaluate, exit_code, idle, versus
+from goals import (
+    GOALS,
+    RUNS,
+    Failed,
+    Goal,
+    Row,
+    bare,
+    cost,
+    evaluate,
+    exit_code,
+    idle,
+    two_workers,
+    versus,
+    virtio_user,
+)
 from runs import report
 
 SLOW = {"null": (99.0, 97.0, 98.0), "bare": (20.0, 10.0, 40.0), "dpdk": (4.0, 2.0, 5.0),
@@ -41,6 +55,13 @@ def row(goal: Goal, told: dict[str, Any]) -> Row:
 )
 def test_the_median_of_all_rounds_counts(figure, least, met):
     assert row(Goal("lean", "", figure, least=least), printed()).met is met
+
+
+def test_programs_of_the_folder_tell_their_figures():
+    rates = {"vectorized": {"dpdk": [2.0, 4.0], "vhostfast": [3.0, 4.0]}}
+    assert virtio_user("vectorized")([[rates]]) == (1.5, 1.0)
+    turns = [{"mpps": mpps} for mpps in (10.0, 30.0, 38.0)]
+    assert two_workers([[{"rounds": [turns]}]]) == (1.9,)
 
 
 def test_a_row_has_each_round_and_who_else_was_the_limit():
