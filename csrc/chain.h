@@ -97,7 +97,7 @@ static inline void cursor_write(struct cursor *to, struct marker *marker, const 
         uint64_t reach = cursor_reach(to);
         uint32_t part = size < reach ? size : (uint32_t)reach;
         copy_bytes(to->span->host + to->offset, next, part, 16); /* step: bytes */
-        log_mark(marker, to->span->gpa + to->offset, part);
+        log_mark(marker, to->span->gpa + to->offset, part); /* step: gather */
         to->offset += part;
         next += part;
         size -= part;
@@ -117,7 +117,7 @@ ALWAYS_INLINE void cursor_copy(struct cursor *to, struct marker *marker, struct 
         /* step: bytes */
         copy_bytes(to->span->host + to->offset, from->span->host + from->offset, (uint32_t)part,
                    width);
-        log_mark(marker, to->span->gpa + to->offset, part);
+        log_mark(marker, to->span->gpa + to->offset, part); /* step: gather */
         to->offset += part;
         from->offset += part;
         size -= (uint32_t)part;

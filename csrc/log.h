@@ -24,8 +24,9 @@ struct log {
 
 /* A ring's own gathering place. */
 struct marker {
-    struct log *log; /* NULL: nothing is marked */
-    uint32_t count;
+    struct log *log;     /* NULL: nothing is marked */
+    uint64_t start, end; /* GPA: the run of neighbours that was marked last; equal: there is none */
+    uint32_t count;      /* of words */
     struct {
         uint64_t index;
         uint64_t bits;
@@ -46,12 +47,18 @@ ALWAYS_INLINE void log_set_word(uint64_t *word, uint64_t bits)
         or_u64(word, bits); /* step: bit */
 }
 
+/* Once a slice. */
+static inline void log_tell(struct log *log)
+{
+    if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
+        return;
+    bell_ring(log->event_fd);
+}
+
 /* The gathered bits go out, behind a full fence (E) and what was stored before it. */
-static inline void log_set(struct marker *marker)
+static inline void log_set_words(struct marker *marker)
 {
     struct log *log = marker->log;
-    if (marker->count == 0)
-        return;
     for (uint32_t i = 0; i < marker->count; i++)
         log_set_word(&log->word[marker->word[i].index], marker->word[i].bits);
     for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
@@ -59,23 +66,6 @@ static inline void log_set(struct marker *marker)
     if (log->event_fd >= 0)
         store_once_u32(&log->news, 1);
     marker->count = 0;
-}
-
-/* Everything stored before is visible before its bit. */
-static inline void log_flush(struct marker *marker)
-{
-    if (marker->count == 0)
-        return;
-    fence_full(); /* E; step: fence */
-    log_set(marker);
-}
-
-/* Once a slice. */
-static inline void log_tell(struct log *log)
-{
-    if (log == NULL || log->event_fd < 0 || !exchange_acquire_u32(&log->news, 0))
-        return;
-    bell_ring(log->event_fd);
 }
 
 static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bits)
@@ -86,21 +76,24 @@ static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bi
             return;
         }
     }
-    if (marker->count == LOG_CACHE_SIZE)
-        log_flush(marker);
+    if (marker->count == LOG_CACHE_SIZE) {
+        fence_full(); /* E; step: fence */
+        log_set_words(marker);
+    }
     marker->word[marker->count].index = index;
     marker->word[marker->count].bits = bits;
     marker->count++;
 }
 
-/* Mark the pages of [gpa, gpa + size), whose bytes have been stored. */
-static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
+/* The run has ended: its pages. */
+static inline void log_gather_run(struct marker *marker)
 {
-    if (likely(marker->log == NULL) || size == 0)
+    const uint64_t start = marker->start, end = marker->end - 1; /* the last byte */
+    uint64_t page = start >> LOG_PAGE_SHIFT, last = end >> LOG_PAGE_SHIFT;
+    if (start == marker->end)
         return;
-    uint64_t page = gpa >> LOG_PAGE_SHIFT;
-    uint64_t last = (gpa + size - 1) >> LOG_PAGE_SHIFT;
-    if (unlikely(last >= marker->log->page_count || last < page)) {
+    marker->start = marker->end = 0; /* what lies within a page of 0 is on page 0 */
+    if (unlikely(last >= marker->log->page_count || end < start)) {
         marker->log->beyond++;
         return;
     }
@@ -108,32 +101,39 @@ static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
         uint64_t index = page / 64;
         uint64_t from = page % 64;
         uint64_t to = last / 64 == index ? last % 64 : 63;
-        /* step: gather */
         log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
         page = (index + 1) * 64;
     }
 }
 
-/* Neighbours, marked as one: between them is less than a page, so none that was not stored to. */
-struct log_run {
-    uint64_t start, end; /* GPA; equal: nothing yet */
-};
-
-ALWAYS_INLINE void log_run_end(struct marker *marker, const struct log_run *run)
+/* Mark the pages of [gpa, gpa + size), whose bytes have been stored. Neighbours are marked as one:
+ * between them is less than a page, so none that was not stored to. */
+ALWAYS_INLINE void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
 {
-    log_mark(marker, run->start, run->end - run->start);
+    if (likely(marker->log == NULL) || size == 0)
+        return;
+    if (unlikely(gpa - marker->end >= UINT64_C(1) << LOG_PAGE_SHIFT)) {
+        log_gather_run(marker);
+        marker->start = gpa;
+    }
+    marker->end = gpa + size;
 }
 
-/* As log_mark, once the run has ended, of a size that is not 0. A run begins with {0}: what lies
- * within a page of that is on page 0. */
-ALWAYS_INLINE void log_run_mark(struct marker *marker, struct log_run *run, uint64_t gpa,
-                                uint64_t size)
+/* What was marked goes out, behind a full fence (E) and what was stored before it. */
+static inline void log_set(struct marker *marker)
 {
-    if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT)) {
-        log_run_end(marker, run);
-        run->start = gpa;
-    }
-    run->end = gpa + size;
+    log_gather_run(marker);
+    if (marker->count > 0)
+        log_set_words(marker);
+}
+
+/* Everything stored before is visible before its bit. */
+static inline void log_flush(struct marker *marker)
+{
+    if (marker->count == 0 && marker->start == marker->end)
+        return;
+    fence_full(); /* E; step: fence */
+    log_set(marker);
 }
 
 #endif

@@ -150,24 +150,24 @@ static inline void split_mark_elements(struct ring *ring, uint16_t from, uint16_
         count = ring->size;
     uint32_t before_wrap = ring->size - first < count ? ring->size - first : count;
     const uint64_t element = sizeof(struct vring_used_element);
-    split_mark_used(ring, SPLIT_USED_RING + first * element, before_wrap * element);
-    split_mark_used(ring, SPLIT_USED_RING, (count - before_wrap) * element);
     split_mark_used(ring, SPLIT_USED_IDX, sizeof(uint16_t));
+    split_mark_used(ring, SPLIT_USED_RING, (count - before_wrap) * element);
+    split_mark_used(ring, SPLIT_USED_RING + first * element, before_wrap * element);
 }
 
-/* False where nothing was pushed. The marks of the used ring may follow used.idx: the front-end's
- * last look at the log comes after our answer to GET_VRING_BASE, and that comes after them. */
+/* False where nothing was pushed. The bits of the used ring may follow used.idx: the front-end's
+ * last look at the log comes after our answer to GET_VRING_BASE, and that comes after them. They
+ * are gathered before, while what was stored is on its way. */
 static inline bool split_publish(struct ring *ring)
 {
     if (ring->used_next == ring->used_published)
         return false;
     log_flush(&ring->marker);
+    if (unlikely(ring->marker.log != NULL))
+        split_mark_elements(ring, ring->used_published, ring->used_next);
     store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
     fence_full(); /* C for wants_call, E for these marks; step: fence */
-    if (unlikely(ring->marker.log != NULL)) {
-        split_mark_elements(ring, ring->used_published, ring->used_next);
-        log_set(&ring->marker);
-    }
+    log_set(&ring->marker);
     ring->used_published = ring->used_next;
     return true;
 }

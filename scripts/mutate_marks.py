@@ -48,12 +48,19 @@ ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
 SAME: dict[tuple[str, str, str], str] = {
     ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
-    ("copy_direct", "if (unlikely(to->marker.log != NULL))", "always"):
-        "without a log, log_mark does nothing: the test spares the way there",
-    ("log_flush", "if (marker->count == 0)", "never"): "log_set looks itself: it spares a fence",
+    ("copy_direct", "if (unlikely(to->marker.log != NULL) && i > 0)", "always"):
+        "without a log, or a packet, log_mark does nothing: the test spares the way there",
+    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "gaps one more"):
+        "a gap of less than a page stays one with its last bit set",
+    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "gaps one less"):
+        "each range is marked by itself",
+    ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
+        "each range is marked by itself",
+    ("log_flush", "if (marker->count == 0 && marker->start == marker->end)", "never"):
+        "log_set looks itself: it spares a fence",
     ("log_set_word", "if (bits != 0)", "always"): "or'ing nothing: it spares an atomic",
-    ("log_set", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
-    ("log_run_mark", "if (unlikely(gpa - run->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
+    ("log_set_words", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
+    ("log_mark", "if (unlikely(gpa - marker->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
         "each range is marked by itself",
     ("log_gather", "if (marker->word[i].index == index)", "never"):
         "the word is gathered twice, and or'ed twice",

@@ -44,7 +44,7 @@ STEPS = {
     "pop": "load_acquire_u16",  # an offer is taken
     "bytes": "copy_bytes",  # into the buffer
     "kicks": "store_once_u16",  # used.flags or avail_event; here the other ring's
-    "gather": "log_gather",  # the buffer's bit is kept
+    "gather": "log_mark",  # the buffer's bit is kept
     "gather used": "log_mark",  # the used ring's bit is kept
     "element": "store_once_used",
     "fence": "fence_full",

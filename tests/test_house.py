@@ -188,7 +188,7 @@ STORES = {
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
     "cursor_read", "direct_addresses", "direct_target", "fdb_age", "fdb_forget_port",
-    "fdb_learn_anew", "find_ip", "log_set", "log_set_word", "log_tell", "nethdr_partial",
+    "fdb_learn_anew", "find_ip", "log_set_word", "log_set_words", "log_tell", "nethdr_partial",
     "offload_check", "offload_segment", "offload_sum", "peek_direct", "region_at", "ring_lock",
     "ring_unlock", "segment_ip", "split_table_entry", "store_be16", "take_room", "worker_tell",
 }  # fmt: skip
@@ -287,7 +287,7 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 2950, files("csrc/*.h")),
+    ("csrc", 3000, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 1950, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

@@ -10,7 +10,7 @@ from order import KICKS, ROUNDS, STEPS, End, Memory, Model
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/migration.md").read_text()
 
-PUBLISHES = "fence, test, bit, used.idx, fence, gather used, test, bit"
+PUBLISHES = "fence, test, bit, gather used, used.idx, fence, test, bit"
 OURS = "answer, pop, bytes, gather, element, " + PUBLISHES
 OURS_DIRECT = "answer, pop, bytes, element, gather, " + PUBLISHES
 TWO_PACKETS = OURS.replace("bytes, gather", "bytes, gather, bytes, gather")
@@ -206,7 +206,7 @@ def functions() -> dict[str, list[str]]:
     definition = re.compile(r"^(\w[^;{}]*\))\n\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
     for path in sorted((ROOT / "csrc").glob("*.h")):
         for head, body in definition.findall(path.read_text()):
-            found[re.search(r"(\w+)\(", head)[1]] = body.splitlines()
+            found[re.search(r"(\w+)\((?!\()", head)[1]] = body.splitlines()
     return found
 
 
