@@ -103,6 +103,7 @@ static inline void guest_map(struct guest *guest, uint32_t region_count)
         guest->table.region[i] =
             (struct region){.gpa = gpa, .size = size, .uva = gpa, .host = guest->memory + gpa};
     }
+    region_table_index(&guest->table);
 }
 
 static inline void line_reset(struct line *line, struct guest *guest, const struct shape *shape,

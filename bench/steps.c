@@ -231,6 +231,7 @@ void prepare_regions(uint32_t count, bool scattered)
         translation.table.region[i] =
             (struct region){.gpa = gpa, .size = REGION_SIZE, .host = (uint8_t *)host};
     }
+    region_table_index(&translation.table);
     for (uint32_t i = 0; i < PLACE_COUNT; i++) {
         const struct region *region =
             &translation.table.region[scattered ? random_below(count) : count / 2];

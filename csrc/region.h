@@ -18,15 +18,43 @@ struct region {
 
 struct region_table {
     uint32_t count;
+    uint32_t places; /* of `first`; 0: there is no index, and the search is over all regions */
+    uint32_t shift;  /* a place is 1 << shift bytes of GPAs */
+    uint16_t first[REGION_PLACES + 1]; /* the first region that ends within a place, or beyond */
     struct region region[REGION_COUNT_MAX];
 };
 
-/* The region that holds `gpa`, or NULL. */
-static inline const struct region *region_search(const struct region_table *table, uint64_t gpa)
+/* Where the search for a GPA begins and ends: most places are of one region. */
+static inline void region_table_index(struct region_table *table)
+{
+    const struct region *last = &table->region[table->count - 1];
+    uint32_t at = 0;
+    table->places = table->shift = 0;
+    if (table->count == 0)
+        return;
+    while ((last->gpa + last->size - 1) >> table->shift >= REGION_PLACES)
+        table->shift++;
+    for (uint64_t place = 0; place < REGION_PLACES; place++) {
+        const struct region *region = &table->region[at];
+        while (at < table->count && region->gpa + region->size - 1 < place << table->shift)
+            region = &table->region[++at];
+        table->first[place] = (uint16_t)at;
+    }
+    table->first[REGION_PLACES] = (uint16_t)table->count;
+    table->places = REGION_PLACES;
+}
+
+/* The region that holds `gpa`, or NULL: most often the first that is looked at. */
+static __attribute__((noinline)) const struct region *region_search(
+    const struct region_table *table, uint64_t gpa)
 {
     uint32_t low = 0, high = table->count;
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
+    uint64_t place = gpa >> table->shift;
+    if (likely(place < table->places)) {
+        low = table->first[place];
+        high = table->first[place + 1] < high ? table->first[place + 1] + 1U : high;
+    }
+    for (uint32_t middle = low; low < high; middle = (low + high) / 2) {
         const struct region *region = &table->region[middle];
         if (gpa - region->gpa < region->size)
             return region;

@@ -18,6 +18,7 @@
 enum limit {
     VRING_SIZE_MAX = 32768, /* virtio 2.7 */
     REGION_COUNT_MAX = 509, /* what the kernel's vhost and rust-vmm take */
+    REGION_PLACES = 1024,   /* of GPAs, for each of which the search of a region is narrowed */
     PORT_COUNT_MAX = 256,
     PAIR_COUNT_MAX = 128, /* the index of SET_VRING_KICK has eight bits: 256 rings */
     WORKER_COUNT_MAX = 64,

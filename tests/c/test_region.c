@@ -94,27 +94,44 @@ static void test_ring_addresses(void)
     }
 }
 
-/* As many as there may be, some touching and some not: the search agrees with a look at each. */
-static void test_full_table(void)
+/* The search agrees with a look at each region, at its edges and anywhere. */
+static void check_search(const struct region_table *regions, uint64_t beyond)
 {
-    static struct region_table full = {.count = REGION_COUNT_MAX};
-    uint64_t gpa = 0;
-    for (uint32_t i = 0; i < full.count; i++) {
-        gpa += i % 3 == 0 ? 0x1000 : 0;
-        full.region[i] = (struct region){.gpa = gpa, .size = 0x1000 + i, .host = (uint8_t *)gpa};
-        gpa += full.region[i].size;
-    }
     uint32_t last = 0;
-    for (uint32_t i = 0; i < 20000; i++) {
-        uint64_t wanted = random_below(gpa + 0x2000), reach;
+    for (uint32_t i = 0; i < 4000; i++) {
+        const struct region *near = &regions->region[random_below(regions->count)];
+        uint64_t wanted = i % 2 ? random_below(beyond)
+                                : near->gpa + (i % 4 ? near->size - 2 : 0) + random_below(4) - 1;
+        uint64_t reach;
         const struct region *found = NULL;
-        for (uint32_t r = 0; r < full.count; r++)
-            if (wanted >= full.region[r].gpa && wanted - full.region[r].gpa < full.region[r].size)
-                found = &full.region[r];
-        uint8_t *host = region_at(&full, &last, wanted, &reach);
-        SAME(i, (uintptr_t)host, found ? wanted : 0);
+        for (uint32_t r = 0; r < regions->count; r++)
+            if (wanted - regions->region[r].gpa < regions->region[r].size)
+                found = &regions->region[r];
+        uint8_t *host = region_at(regions, &last, wanted, &reach);
+        SAME(i, (uintptr_t)host, found ? (uintptr_t)found->host + wanted - found->gpa : 0);
         if (found)
             SAME(i, reach, found->gpa + found->size - wanted);
+    }
+}
+
+/* Any number of regions, some touching and some not, small and large, low and at the very end of
+ * the address space; with an index and without. */
+static void test_search(void)
+{
+    for (uint32_t round = 0; round < 300; round++) {
+        struct region_table regions = {.count = 1 + random_below(REGION_COUNT_MAX)};
+        const uint64_t sizes = UINT64_C(1) << (1 + random_below(52));
+        const uint64_t room = (uint64_t)REGION_COUNT_MAX * 2 * (sizes + 1);
+        uint64_t gpa = round % 3 ? random_below(0x10000) : UINT64_MAX - room;
+        for (uint32_t i = 0; i < regions.count; i++) {
+            gpa += random_below(3) ? 0 : random_below(sizes);
+            regions.region[i] =
+                (struct region){.gpa = gpa, .size = 1 + random_below(sizes), .host = (void *)gpa};
+            gpa += regions.region[i].size;
+        }
+        if (round % 4)
+            region_table_index(&regions);
+        check_search(&regions, gpa + 2 * sizes > gpa ? gpa + 2 * sizes : UINT64_MAX);
     }
 }
 
@@ -123,6 +140,6 @@ int main(void)
     test_edges_whatever_is_remembered();
     test_no_memory_at_all();
     test_ring_addresses();
-    test_full_table();
+    test_search();
     return 0;
 }

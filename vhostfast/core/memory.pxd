@@ -16,6 +16,7 @@ cdef extern from "region.h" nogil:
         uint32_t count
         region region[0]
 
+    void region_table_index(region_table *table)
     bint region_table_holds(const region_table *table, const uint8_t *host)
     const region *region_of_uva(const region_table *table, uint64_t uva, uint64_t size)
     uint8_t *region_at(const region_table *table, uint32_t *last, uint64_t gpa, uint64_t *reach)

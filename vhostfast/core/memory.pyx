@@ -118,6 +118,7 @@ cdef class GuestMemory:
             entry.host = one.start
             self.map_count += 1
             self.table.count = self.map_count
+        region_table_index(self.table)
 
     def __dealloc__(self):
         if self.maps != NULL:
