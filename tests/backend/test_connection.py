@@ -278,7 +278,7 @@ def test_without_reply_ack_nothing_is_acknowledged(need_reply):
 
 
 def test_memory_that_is_too_large_to_map():
-    with Host() as host:
+    with Host(offer=Offer.net(memory_max=1 << 48)) as host:
         vm = host.vm(0)
         fd = _memfd(1 << 47)
         with pytest.raises(ProtocolError, match="refused"):
