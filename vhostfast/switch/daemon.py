@@ -131,7 +131,14 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
                 asyncio.create_task(_tell(moderation)),
             ]
             await _until(ending, jobs)
+        _report(report, switch)
+
+
+def _report(report: Callable[[Summary], None], switch: Switch) -> None:
+    try:
         report(switch.summary())
+    except OSError as error:
+        log.error("the summary cannot be written: %s", error.strerror)
 
 
 async def _until(ending: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
@@ -160,7 +167,7 @@ async def _report_when(
     while True:
         await asked.wait()
         asked.clear()
-        report(switch.summary())
+        _report(report, switch)
 
 
 def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listener | Connector:
