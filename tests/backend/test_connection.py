@@ -61,6 +61,7 @@ def test_without_reply_ack_nothing_is_acknowledged(need_reply):
         sock.close()
 
 
+@pytest.mark.hostile("memory", "more memory than there are addresses", "port closes")
 def test_memory_that_is_too_large_to_map():
     with Host(offer=Offer.net(memory_max=1 << 48)) as host:
         vm = host.vm(0)
@@ -73,6 +74,7 @@ def test_memory_that_is_too_large_to_map():
         os.close(fd)
 
 
+@pytest.mark.hostile("rings", "areas half outside of a region", "no effect: it waits")
 @pytest.mark.parametrize("field", ["desc", "avail", "used"])
 def test_a_ring_that_lies_in_no_region_waits(field):
     """Its memory may be told later; half of it is not enough."""
@@ -140,6 +142,7 @@ def test_a_bug_of_ours_ends_the_connection_and_is_told():
             host.reason(0)
 
 
+@pytest.mark.hostile("process", "no file descriptor left for what a message brings", "port closes")
 def test_no_fd_left_for_what_a_message_brings():
     with Host(ports=4) as host:
         vm, a, b = host.vm(0), host.vm(2), host.vm(3)
@@ -164,6 +167,7 @@ def test_no_fd_left_for_what_a_message_brings():
 # --- Ends, and beginnings again
 
 
+@pytest.mark.hostile("process", "a front-end that leaves in traffic and comes back", "delivered")
 def test_it_leaves_with_rings_running_and_comes_back():
     with Host() as host:
         b = host.vm(1)
@@ -255,6 +259,7 @@ def test_net_set_mtu_bounds_what_the_guest_is_sent():
         assert b.receive(1) == [frame(2, size=1019)]
 
 
+@pytest.mark.hostile("messages", "NET_SET_MTU without the feature", "no effect")
 def test_net_set_mtu_is_only_told_where_the_guest_did_not_take_it():
     with Host() as host:
         a, b = host.vm(0), host.vm(1)
@@ -272,6 +277,7 @@ def test_status_is_kept_and_resets_nothing():
         assert carry(a, b, FRAMES) == FRAMES
 
 
+@pytest.mark.hostile("messages", "a vring beyond the queue pairs offered", "port closes")
 def test_fewer_queues_are_offered_and_held_to():
     with Host(offer=Offer.net(2)) as host:
         vm = host.vm(0, queue_pairs=2)
@@ -283,6 +289,7 @@ def test_fewer_queues_are_offered_and_held_to():
 # --- Load
 
 
+@pytest.mark.hostile("stream", "100,000 messages in a row", "no effect on others")
 @pytest.mark.slow
 def test_a_flood_of_messages_leaves_others_served():
     with Host(ports=3) as host:
@@ -300,6 +307,7 @@ def test_a_flood_of_messages_leaves_others_served():
         assert served > 20
 
 
+@pytest.mark.hostile("stream", "answers that are never read", "port closes")
 def test_who_never_reads_its_answers_is_dropped():
     with Host(ports=4) as host:
         sock, a, b = host.plug(0), host.vm(2), host.vm(3)
@@ -312,6 +320,7 @@ def test_who_never_reads_its_answers_is_dropped():
         sock.close()
 
 
+@pytest.mark.hostile("stream", "2,000 answers that are read late", "delivered")
 def test_answers_wait_for_a_slow_reader():
     with Host() as host:
         wire = Wire(host.plug(0), PATIENCE_S)
