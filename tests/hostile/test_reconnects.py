@@ -32,11 +32,11 @@ def test_reconnects_leave_nothing_behind(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     with daemon(*ports(*paths), "--forward=patch", "--json") as switch, ExitStack() as stack:
         wait_listening(paths[1])
-        b = Vm(str(paths[1]), timeout_s=60.0)
+        b = Vm(str(paths[1]), timeout_s=300.0)
         stack.callback(b.close)
         early: dict[str, int] = {}
         for number in range(SETTLED + TIMES):
-            a = Vm(str(paths[0]), timeout_s=60.0, fill=False, ring_size=16)
+            a = Vm(str(paths[0]), timeout_s=300.0, fill=False, ring_size=16)
             a.send([frame(number)])
             assert b.receive(1) == [frame(number)]
             if number == SETTLED:  # each time with a front-end connected
