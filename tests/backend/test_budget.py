@@ -47,7 +47,8 @@ def test_who_has_used_up_its_share_waits_and_others_do_not(caplog, monkeypatch):
         budget = host.ports[0].budget
         monkeypatch.setattr(connection, "LOOK_AGAIN_S", 0.001)
         budget.spend(BURST_S + 1e6)
-        vm.frontend.fence()  # the last that is read
+        vm.frontend.fence()  # the last that is read,
+        host.fence()  # and after it nothing is
         off = encode(Request.SET_VRING_ENABLE, VringEnable(1, 0))
         vm.frontend.wire.send_bytes(off * 100)
         for _ in range(20):
