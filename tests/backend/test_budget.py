@@ -4,7 +4,7 @@ import pytest
 from host import PATIENCE_S, Host, carry, eventually, frame
 
 from vhostfast.backend import connection
-from vhostfast.backend.budget import BURST_S, SHARE, Budget
+from vhostfast.backend.budget import BURST_S, SHARE, TURN_MAX_S, Budget
 from vhostfast.protocol.message import Request, VringEnable, encode
 
 FRAMES = [frame(i) for i in range(100)]
@@ -35,6 +35,15 @@ def test_what_the_thread_does_is_counted_and_what_it_waits_for_is_not():
         sum(range(100_000))
     budget.spend(BURST_S)
     assert 0 < budget.wait_s(0.0) < 1
+
+
+def test_one_turn_that_takes_long_is_not_held_against_the_port(monkeypatch):
+    budget, times = Budget(), iter([0.0, 100.0])
+    budget.spend(BURST_S)
+    monkeypatch.setattr("time.thread_time", lambda: next(times))
+    with budget.spending():
+        pass
+    assert budget.wait_s(0.0) == pytest.approx(TURN_MAX_S / SHARE)
 
 
 @pytest.mark.hostile(

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 
 BURST_S = 1.0
 SHARE = 0.25  # of one CPU, for all ports together
+TURN_MAX_S = (
+    0.05  # to unmap much memory takes long, and a lawful guest must not wait for that later
+)
 
 
 class Budget:
@@ -31,7 +34,7 @@ class Budget:
         try:
             yield
         finally:
-            self.spend(time.thread_time() - began)
+            self.spend(min(time.thread_time() - began, TURN_MAX_S))
 
     def spend(self, seconds: float) -> None:
         self._left_s -= seconds
