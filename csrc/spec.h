@@ -126,6 +126,7 @@ enum fault {
     FAULT_BUFFER_SIZE, /* a mergeable receive buffer smaller than the header */
     FAULT_MEMORY,      /* guest memory has vanished from its map */
     FAULT_LOG,         /* the migration log has */
+    FAULT_KICK,        /* the kernel can't wait for a kick: by the control plane */
     FAULT_COUNT,
 };
 

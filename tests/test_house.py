@@ -289,7 +289,7 @@ def test_the_mutation_proof_is_of_this_code():
 BUDGETS = [
     ("csrc", 3000, files("csrc/*.h")),
     ("Cython", 1050, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 1950, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 2100, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {

@@ -32,6 +32,7 @@ def assert_others_go_on(host: Host, a: Vm, b: Vm) -> None:
     assert all(host.connected(port) for port in range(3))
 
 
+@pytest.mark.hostile("fds", "a call fd that is full and blocks", "no effect")
 @pytest.mark.parametrize("ring", [0, 1], ids=["receives", "sends"])
 @pytest.mark.parametrize("mode", ["poll", "interrupt"])
 def test_a_call_fd_that_is_full_and_blocks(ring: int, mode: str) -> None:
@@ -51,6 +52,7 @@ def test_a_call_fd_that_is_full_and_blocks(ring: int, mode: str) -> None:
         assert os.eventfd_read(call_fd) >= FULL
 
 
+@pytest.mark.hostile("fds", "a call fd replaced by one that blocks", "no effect")
 def test_a_call_fd_that_is_replaced_by_one_that_blocks() -> None:
     """SET_VRING_CALL signals at once: the flag goes at any moment before."""
     with Host("learn", ports=3) as host:
@@ -76,6 +78,7 @@ def test_a_call_fd_that_is_replaced_by_one_that_blocks() -> None:
         assert_others_go_on(host, a, b)
 
 
+@pytest.mark.hostile("fds", "a log fd that is full and blocks", "no effect")
 def test_a_log_fd_that_is_full_and_blocks() -> None:
     with Host("learn", ports=3) as host, LogFile() as log:
         a, b, c = (host.vm(port) for port in range(3))

@@ -78,6 +78,7 @@ def test_trickled_byte_by_byte(pair, files):
     close_fds(message.fds)
 
 
+@pytest.mark.hostile("fds", "fds of two messages in one segment", "delivered")
 def test_two_messages_in_one_segment_keep_their_own_fds(pair, files):
     channel, theirs = pair
     first, second = files(2)
@@ -136,6 +137,7 @@ def test_fds_with_the_payload(pair, files, position):
         channel.receive()
 
 
+@pytest.mark.hostile("fds", "fds on a later byte of the header", "delivered")
 @pytest.mark.parametrize("read_between", [False, True])
 @pytest.mark.parametrize("position", [1, 11])
 def test_fds_on_a_later_byte_of_the_header(pair, files, position, read_between):
@@ -150,6 +152,7 @@ def test_fds_on_a_later_byte_of_the_header(pair, files, position, read_between):
     close_fds(message.fds)
 
 
+@pytest.mark.hostile("fds", "nine fds, one by one", "port closes")
 def test_too_many_fds_one_by_one(pair, files):
     channel, theirs = pair
     with pytest.raises(ProtocolError, match="at most 8"):  # noqa: PT012
@@ -301,3 +304,15 @@ def test_blocking_receive_sends_what_waits(pair):
         channel.receive_blocking(0.05)
     assert not channel.want_write
     drain(theirs, 4096)
+
+
+def test_whether_a_message_is_on_its_way_and_whether_the_peer_is_there(pair):
+    channel, theirs = pair
+    assert (channel.amid_message, channel.peer_left()) == (False, False)
+    send(theirs, MESSAGE[:13])
+    assert channel.receive() is None
+    assert channel.amid_message
+    send(theirs, MESSAGE[13:])
+    assert channel.receive() is not None
+    theirs.close()
+    assert (channel.amid_message, channel.peer_left()) == (False, True)

@@ -4,15 +4,12 @@ import errno
 import logging
 import os
 import resource
-import socket
-import struct
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 
 import pytest
-from host import PATIENCE_S, Flow, Host, Vm, carry, frame, mac
+from host import PATIENCE_S, Flow, Host, carry, frame, mac
 
 from vhostfast.backend.worker import FabricPort
 from vhostfast.core.ring import Ring
@@ -22,7 +19,6 @@ from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer, VirtioFeature
 from vhostfast.protocol.message import (
     U64,
-    Flag,
     Mac,
     MemoryTable,
     Region,
@@ -44,222 +40,10 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-# --- Bad messages
-
-KINDS: dict[str, Callable[[ExitStack, str], int]] = {
-    "eventfd": lambda _, __: os.eventfd(0),
-    "memfd": lambda _, __: _memfd(1 << 20),
-    "short memfd": lambda _, __: _memfd(4095),
-    "pipe": lambda stack, _: _pipe(stack),
-    "socket": lambda stack, _: _socket(stack),
-    "directory": lambda _, folder: os.open(folder, os.O_RDONLY),
-    "device": lambda _, __: os.open("/dev/zero", os.O_RDWR),
-    "read-only": lambda _, folder: _read_only(folder),
-}
-
-
 def _memfd(size: int) -> int:
     fd = os.memfd_create("memory")
     os.ftruncate(fd, size)
     return fd
-
-
-def _pipe(stack: ExitStack) -> int:
-    other, fd = os.pipe()
-    stack.callback(os.close, other)
-    return fd
-
-
-def _socket(stack: ExitStack) -> int:
-    other, sock = socket.socketpair()
-    stack.enter_context(other)
-    return sock.detach()
-
-
-def _read_only(folder: str) -> int:
-    path = os.path.join(folder, "memory")
-    with open(path, "wb") as file:
-        file.truncate(1 << 20)
-    return os.open(path, os.O_RDONLY)
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A message that is to be refused, and words of the reason."""
-
-    name: str
-    data: bytes
-    words: str
-    fds: list[str] = field(default_factory=list)
-    ends: bool = False  # though an acknowledgement was asked for: nothing can follow it
-
-
-def raw(request: int, payload: bytes = b"", flags: int = 1, size: int | None = None) -> bytes:
-    return struct.pack("=III", request, flags, len(payload) if size is None else size) + payload
-
-
-def table(*regions: Region) -> bytes:
-    body = struct.pack("=I4x", len(regions))
-    return raw(Request.SET_MEM_TABLE, body + b"".join(region.pack() for region in regions))
-
-
-def log(size: int, offset: int = 0) -> bytes:
-    return raw(Request.SET_LOG_BASE, struct.pack("=QQ", size, offset))
-
-
-def state(request: Request, index: int, num: int) -> bytes:
-    return raw(request, struct.pack("=II", index, num))
-
-
-def u64(request: Request, value: int) -> bytes:
-    return raw(request, struct.pack("=Q", value))
-
-
-BAD = [
-    # the header; those that can't be told apart from the next message end the connection
-    Bad("version 2", raw(Request.SET_OWNER, flags=2), "version", ends=True),
-    Bad("a reply", raw(Request.SET_OWNER, flags=1 | Flag.REPLY), "REPLY", ends=True),
-    Bad("unknown flags", raw(Request.SET_OWNER, flags=1 | 16), "flags", ends=True),
-    Bad("size over the limit", raw(Request.SET_OWNER, size=4097), "size is 4097", ends=True),
-    Bad("request 0", raw(0), "request is 0"),
-    Bad("unknown request", raw(99, b"12345678"), "request is 99"),
-    Bad("too long", raw(Request.SET_OWNER, bytes(8)), "SET_OWNER: size is 8"),
-    Bad("too short", raw(Request.SET_FEATURES, bytes(4)), "size is 4, must be 8"),
-    # values
-    Bad("features", u64(Request.SET_FEATURES, 1 << 10), "not offered"),
-    Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 15), "not offered"),
-    Bad("vring 256", state(Request.SET_VRING_NUM, 256, 64), "vring index is 256"),
-    Bad("vring 2^31", state(Request.GET_VRING_BASE, 2**31 - 1, 0), "vring index", ends=True),
-    Bad("size 0", state(Request.SET_VRING_NUM, 0, 0), "size is 0"),
-    Bad("size 3", state(Request.SET_VRING_NUM, 0, 3), "power of two"),
-    Bad("size 65536", state(Request.SET_VRING_NUM, 0, 65536), "32768"),
-    Bad("size while it runs", state(Request.SET_VRING_NUM, 0, 128), "while the ring runs"),
-    Bad("base 65536", state(Request.SET_VRING_BASE, 4, 65536), "65535"),
-    Bad("enable 2", state(Request.SET_VRING_ENABLE, 0, 2), "0 or 1"),
-    Bad("mtu", u64(Request.NET_SET_MTU, 67), "mtu is 67"),
-    Bad("group mac", raw(Request.SEND_RARP, b"\1\0\0\0\0\1\0\0"), "one station"),
-    Bad(
-        "addr not aligned",
-        raw(Request.SET_VRING_ADDR, struct.pack("=IIQQQQ", 4, 0, 8, 0, 0, 0)),
-        "multiple of 16",
-    ),
-    # fds
-    Bad("surplus fd", raw(Request.SET_OWNER), "number of fds is 1", ["eventfd"]),
-    Bad("two kicks", u64(Request.SET_VRING_KICK, 4), "number of fds is 2", ["eventfd"] * 2),
-    Bad("no kick", u64(Request.SET_VRING_KICK, 4), "number of fds is 0"),
-    Bad("NOFD with fd", u64(Request.SET_VRING_CALL, 4 | 256), "fds is 1", ["eventfd"]),
-    Bad("nine fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 9, ends=True),
-    Bad("200 fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 200, ends=True),
-    *(
-        Bad(f"{kind} as {request.name[10:]}", u64(request, 4), "must be an eventfd", [kind])
-        for request in (
-            Request.SET_LOG_FD,
-            Request.SET_VRING_KICK,
-            Request.SET_VRING_CALL,
-            Request.SET_VRING_ERR,
-        )
-        for kind in ("memfd", "pipe", "socket", "directory", "device")
-    ),
-    # memory
-    Bad("no region", table(), "number of regions is 0"),
-    Bad("nine regions", table(*[FOUR_KIB] * 9), "size", ["memfd"] * 8),
-    Bad("overlap", table(FOUR_KIB, FOUR_KIB), "overlap", ["memfd"] * 2),
-    Bad("too few memfds", table(FOUR_KIB, Region(4096, 4096, 0, 0)), "fds is 1", ["memfd"]),
-    Bad("short file", table(FOUR_KIB), "file's size, 4095", ["short memfd"], ends=True),
-    Bad(
-        "offset past the file",
-        table(Region(0, 4096, 0, 1 << 20)),
-        "file's size",
-        ["memfd"],
-        ends=True,
-    ),
-    Bad(
-        "a table whose second file is bad",
-        table(FOUR_KIB, Region(4096, 4096, 0, 0)),
-        "regular file",
-        ["memfd", "pipe"],
-        ends=True,
-    ),
-    *(
-        Bad(f"{kind} as memory", table(FOUR_KIB), "regular file", [kind], ends=True)
-        for kind in ("eventfd", "pipe", "socket", "directory", "device")
-    ),
-    Bad("read-only memory", table(FOUR_KIB), "Permission denied", ["read-only"], ends=True),
-    # the log: its own reply can't say no
-    Bad("log without fd", log(104), "number of fds is 0, must be 1", ends=True),
-    Bad("two logs", log(104), "number of fds is 2, must be 1", ["memfd"] * 2, ends=True),
-    Bad("log of size 0", log(0), "log's size is 0, must be over 0", ["memfd"], ends=True),
-    Bad(
-        "log too small",
-        log(103),
-        "end of logged memory is 0x340000, must be at most 0x338000 by the log's size",
-        ["memfd"],
-        ends=True,
-    ),
-    Bad("log past its file", log(4096), "4096, must be at most the", ["short memfd"], ends=True),
-    Bad("log at 512", log(104, 512), "log's offset is 512", ["memfd"], ends=True),
-    Bad("log past its file by offset", log(104, 1 << 20), "file's size", ["memfd"], ends=True),
-    Bad("log that wraps", log(2**64 - 4096, 8192), "log's offset is 0x2000", ["memfd"], ends=True),
-    *(
-        Bad(f"{kind} as log", log(104), "regular file", [kind], ends=True)
-        for kind in ("eventfd", "pipe", "socket", "directory", "device")
-    ),
-    Bad("read-only log", log(104), "Permission denied", ["read-only"], ends=True),
-]
-
-
-def send_with(sock: socket.socket, bad: Bad, flags: int, folder: str) -> None:
-    request, own_flags, size = struct.unpack_from("=III", bad.data)
-    data = struct.pack("=III", request, own_flags | flags, size) + bad.data[12:]
-    with ExitStack() as stack:
-        fds = []
-        for kind in bad.fds:
-            fds.append(KINDS[kind](stack, folder))
-            stack.callback(os.close, fds[-1])
-        socket.send_fds(sock, [data], fds)
-
-
-@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
-def test_bad_messages(asked, caplog, tmp_path):
-    """Each is refused with a non-zero acknowledgement where one was asked for, else it is the end;
-    with a reason, a count, no fd left, and nobody else notices."""
-    with Host(ports=4) as host:
-        a, b = host.vm(2), host.vm(3)
-        idle = open_fds()
-        with Flow(a, b) as flow:
-            for number, bad in enumerate(BAD, 1):
-                caplog.clear()
-                vm = host.vm(0, fill=False, ring_size=16)
-                refuse(host, vm, bad, asked, str(tmp_path))
-                vm.close()
-                host.reason(0)
-                assert host.ports[0].port.rings == {}
-                assert host.counters(0)["messages_refused"] == number, bad.name
-                refused = [message for message in caplog.messages if "refused" in message]
-                assert len(refused) == 1, bad.name
-                assert refused[0].startswith("port0: refused: "), bad.name
-                assert bad.words in refused[0], bad.name
-                assert open_fds() == idle, bad.name
-                flow.take(1)
-        flow.assert_whole()
-        assert host.counters(2)["messages_refused"] == 0
-
-
-def refuse(host: Host, vm: Vm, bad: Bad, asked: bool, folder: str) -> None:
-    before = open_fds()
-    with socket.socket(fileno=os.dup(vm.frontend.wire.fileno())) as sock:
-        sock.settimeout(PATIENCE_S)
-        send_with(sock, bad, Flag.NEED_REPLY if asked else 0, folder)
-        if asked and not bad.ends:
-            request = struct.unpack_from("=I", bad.data)[0]
-            assert sock.recv(100) == struct.pack("=IIIQ", request, 5, 8, 1), bad.name
-            vm.frontend.fence()
-            assert host.connected(0), bad.name
-            assert open_fds() == before + 1, f"{bad.name}: an fd was kept"
-        else:
-            assert bad.words in host.reason(0), bad.name
-            with suppress(ConnectionResetError):
-                assert len(sock.recv(100)) in (0, 20), bad.name
 
 
 @pytest.mark.parametrize("need_reply", [False, True])
@@ -277,8 +61,9 @@ def test_without_reply_ack_nothing_is_acknowledged(need_reply):
         sock.close()
 
 
+@pytest.mark.hostile("memory", "more memory than there are addresses", "port closes")
 def test_memory_that_is_too_large_to_map():
-    with Host() as host:
+    with Host(offer=Offer.net(memory_max=1 << 48)) as host:
         vm = host.vm(0)
         fd = _memfd(1 << 47)
         with pytest.raises(ProtocolError, match="refused"):
@@ -289,6 +74,7 @@ def test_memory_that_is_too_large_to_map():
         os.close(fd)
 
 
+@pytest.mark.hostile("rings", "areas half outside of a region", "no effect: it waits")
 @pytest.mark.parametrize("field", ["desc", "avail", "used"])
 def test_a_ring_that_lies_in_no_region_waits(field):
     """Its memory may be told later; half of it is not enough."""
@@ -356,6 +142,7 @@ def test_a_bug_of_ours_ends_the_connection_and_is_told():
             host.reason(0)
 
 
+@pytest.mark.hostile("process", "no file descriptor left for what a message brings", "port closes")
 def test_no_fd_left_for_what_a_message_brings():
     with Host(ports=4) as host:
         vm, a, b = host.vm(0), host.vm(2), host.vm(3)
@@ -380,6 +167,7 @@ def test_no_fd_left_for_what_a_message_brings():
 # --- Ends, and beginnings again
 
 
+@pytest.mark.hostile("process", "a front-end that leaves in traffic and comes back", "delivered")
 def test_it_leaves_with_rings_running_and_comes_back():
     with Host() as host:
         b = host.vm(1)
@@ -471,6 +259,7 @@ def test_net_set_mtu_bounds_what_the_guest_is_sent():
         assert b.receive(1) == [frame(2, size=1019)]
 
 
+@pytest.mark.hostile("messages", "NET_SET_MTU without the feature", "no effect")
 def test_net_set_mtu_is_only_told_where_the_guest_did_not_take_it():
     with Host() as host:
         a, b = host.vm(0), host.vm(1)
@@ -488,6 +277,7 @@ def test_status_is_kept_and_resets_nothing():
         assert carry(a, b, FRAMES) == FRAMES
 
 
+@pytest.mark.hostile("messages", "a vring beyond the queue pairs offered", "port closes")
 def test_fewer_queues_are_offered_and_held_to():
     with Host(offer=Offer.net(2)) as host:
         vm = host.vm(0, queue_pairs=2)
@@ -499,6 +289,7 @@ def test_fewer_queues_are_offered_and_held_to():
 # --- Load
 
 
+@pytest.mark.hostile("stream", "100,000 messages in a row", "no effect on others")
 @pytest.mark.slow
 def test_a_flood_of_messages_leaves_others_served():
     with Host(ports=3) as host:
@@ -516,6 +307,7 @@ def test_a_flood_of_messages_leaves_others_served():
         assert served > 20
 
 
+@pytest.mark.hostile("stream", "answers that are never read", "port closes")
 def test_who_never_reads_its_answers_is_dropped():
     with Host(ports=4) as host:
         sock, a, b = host.plug(0), host.vm(2), host.vm(3)
@@ -528,6 +320,7 @@ def test_who_never_reads_its_answers_is_dropped():
         sock.close()
 
 
+@pytest.mark.hostile("stream", "2,000 answers that are read late", "delivered")
 def test_answers_wait_for_a_slow_reader():
     with Host() as host:
         wire = Wire(host.plug(0), PATIENCE_S)

@@ -36,6 +36,7 @@ def buffers(vm: Vm) -> set[int]:
     return {page for span in spans for page in pages(*span)}
 
 
+@pytest.mark.hostile("log", "a log at an offset in its file", "delivered")
 @pytest.mark.parametrize("offset", [0, PAGE, 3 * PAGE])
 def test_a_log_that_begins_in_traffic(offset):
     """What was written is marked, from the log's first bit on, and nothing before its offset."""
@@ -52,6 +53,7 @@ def test_a_log_that_begins_in_traffic(offset):
         assert not any(os.pread(log.fd, offset, 0))
 
 
+@pytest.mark.hostile("log", "LOG_ALL without a log", "no effect: its rings wait")
 def test_with_log_all_a_ring_waits_for_the_log():
     """A guest that restarts amid a migration: QEMU sends the log last."""
     with Host() as host, LogFile() as log:
@@ -96,6 +98,7 @@ def _inode(fd: str) -> int:
         return -1  # the directory that was being listed
 
 
+@pytest.mark.hostile("log", "a log replaced in traffic", "delivered")
 def test_a_log_replaced_in_traffic_loses_no_bit():
     """Each time a fresh file, as cloud-hypervisor does each round: all that was marked until the
     reply is in the old one, and nothing is added to it later. The witness holds every round against
@@ -142,6 +145,7 @@ def test_memory_grows_while_it_is_logged():
         assert host.counters(1)["log_pages_missed"] == 0
 
 
+@pytest.mark.hostile("log", "memory or a used ring beyond the log", "refused")
 def test_what_lies_beyond_the_log_is_refused_when_it_comes():
     with Host() as host, LogFile(104) as log:
         b = host.vm(1)
@@ -174,6 +178,7 @@ def test_after_the_answer_not_a_byte_or_bit_follows(how: Callable[[Frontend], No
         a, b = host.vm(0), host.vm(1)
         log.begin(b.frontend)
         a.send(FRAMES[:50])
+        assert b.receive(1)
         how(b.frontend)
         memory, bits = b.picture(), log.bytes()
         a.send(FRAMES[:10])

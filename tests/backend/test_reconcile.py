@@ -236,6 +236,9 @@ STOPS: dict[str, Callable[[Frontend], object]] = {
 }
 
 
+@pytest.mark.hostile(
+    "messages", "a stop or reset amid traffic", "no effect: not a byte after the answer"
+)
 @pytest.mark.parametrize("stop", STOPS)
 def test_not_a_byte_is_written_once_it_is_answered(stop):
     for _ in range(5):
@@ -302,6 +305,7 @@ def cut(memory: GuestMemory, at: int) -> MemoryTable:
     return MemoryTable((*others, Region(last.gpa, at, last.uva, last.mmap_offset), rest))
 
 
+@pytest.mark.hostile("memory", "a new table amid traffic", "delivered")
 def test_memory_is_replaced_under_traffic_and_nothing_is_lost():
     with Host() as host:
         a, b = host.vm(0), host.vm(1)
@@ -363,6 +367,7 @@ def test_old_memory_is_unmapped_after_the_pause():
         assert maps_of(vm.memory) == own + after
 
 
+@pytest.mark.hostile("memory", "the same table of another file", "delivered")
 def test_the_same_table_of_another_file_is_another_memory():
     with (
         Host() as host,
@@ -381,6 +386,7 @@ def test_the_same_table_of_another_file_is_another_memory():
 # --- Kick and call
 
 
+@pytest.mark.hostile("fds", "a new kick for a running ring", "delivered")
 @pytest.mark.parametrize("mode", ["interrupt", "poll"])
 def test_a_new_kick_on_a_running_ring(mode):
     with Host(mode=mode) as host:
@@ -412,6 +418,7 @@ def test_a_new_call_on_a_running_ring_is_signalled_once():
         os.close(new)
 
 
+@pytest.mark.hostile("fds", "NOFD: rings without call and kick", "delivered")
 @pytest.mark.parametrize("mode", ["poll", "interrupt", "adaptive"])
 def test_rings_without_call_and_without_kick(mode):
     """No kick means that we have to poll, whatever the mode."""

@@ -11,7 +11,7 @@ from host import Flow, Host, Vm, carry, eventually, frame, number_of
 from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric, Worker
 from vhostfast.driver.frontend import FEATURES
-from vhostfast.errors import UsageError
+from vhostfast.errors import Disconnected, UsageError
 from vhostfast.protocol.features import VirtioFeature
 
 MODES = ["poll", "interrupt", "adaptive"]
@@ -173,6 +173,28 @@ def test_a_pause_ends_even_if_what_is_done_in_it_fails():
         with pytest.raises(ZeroDivisionError), host.workers.paused():
             raise ZeroDivisionError
         assert carry(a, b, FRAMES) == FRAMES
+
+
+class NoMemory:
+    """A fabric that can't be laid out."""
+
+    def lay_out(self) -> None:
+        raise MemoryError
+
+
+@pytest.mark.hostile("process", "no memory for a new layout of the workers", "port closes")
+def test_a_pause_ends_even_if_there_is_no_memory_for_a_layout():
+    with Host(ports=4) as host:
+        a, b = host.vm(0), host.vm(1)
+        host.workers.fabric = NoMemory()
+        c = host.vm(2, start=False)
+        with pytest.raises(Disconnected):
+            c.start()
+        host.workers.fabric = host.fabric
+        with pytest.raises(MemoryError):  # leaving pauses as well
+            host.reason(2)
+        assert carry(a, b, FRAMES) == FRAMES
+        assert carry(host.vm(2), host.vm(3), FRAMES) == FRAMES
 
 
 def test_ports_are_added_and_removed_under_traffic():

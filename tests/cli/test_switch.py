@@ -144,7 +144,12 @@ LONG = "/" + "x" * 107
         ([], 2, "no port: give at least one --port"),
         (["--port", "a"], 2, "port 'a' is not NAME=KIND:ARG"),
         (["--port", "a=tap:tap0"], 2, "port 'a': kind 'tap' is not built yet"),
-        (["--port", f"a=vhost-user:{LONG}"], 2, "port 'a': the socket's path has 108 bytes"),
+        pytest.param(
+            ["--port", f"a=vhost-user:{LONG}"],
+            2,
+            "port 'a': the socket's path has 108 bytes",
+            marks=pytest.mark.hostile("process", "a socket's path of 108 bytes", "exits"),
+        ),
         (["--port", "a=vhost-user:/a", "--forward", "patch"], 2, "--forward patch joins ports"),
         (["--port", "a=vhost-user:/a", "--forward", "hub"], 2, "--forward is 'hub': choose"),
         (["--port", "a=vhost-user:/a", "--mode", "fast"], 2, "--mode is 'fast': choose"),

@@ -128,6 +128,7 @@ def test_accepts_again_after_the_front_end_left(tmp_path: Path) -> None:
     run(Listener("vm0", str(tmp_path / "s")), body)
 
 
+@pytest.mark.hostile("process", "a second front-end while one is connected", "refused")
 def test_second_front_end_is_refused_at_once_and_the_first_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,6 +304,7 @@ def test_lock_that_its_owner_removed_is_not_mistaken_for_ours(
         refused(tmp_path / "s", "another vhostfast process")
 
 
+@pytest.mark.hostile("process", "a plain file where a socket is due", "exits")
 def test_plain_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("precious")
     refused(tmp_path / "s", "is not a socket")
@@ -319,12 +321,14 @@ def test_file_that_took_our_place_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "someone else's"
 
 
+@pytest.mark.hostile("process", "no folder for a socket", "exits")
 def test_missing_folder(tmp_path: Path) -> None:
     refused(tmp_path / "none" / "s", f"there is no folder {tmp_path}/none: create it")
     (tmp_path / "file").touch()
     refused(tmp_path / "file" / "s", "there is no folder")
 
 
+@pytest.mark.hostile("process", "no permission for a socket's folder", "exits")
 def test_without_permission() -> None:
     """Played by a user who is not root; tmp_path is no place for one, its parents are 0700."""
     code = (

@@ -138,6 +138,7 @@ def stops_in_time(switch: Daemon) -> dict[str, dict[str, int]]:
     return summary["ports"]
 
 
+@pytest.mark.hostile("process", "SIGTERM amid traffic", "exits with 0, its sockets removed")
 def test_ends_under_load(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     with (

@@ -58,6 +58,17 @@ class Channel:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    @property
+    def amid_message(self) -> bool:
+        """Whether a part of a message has been received, and not all of it."""
+        return bool(self._data)
+
+    def peer_left(self) -> bool:
+        """Whether the peer has closed, though there may be messages of it still."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Close the socket and every fd that has not been handed on. May be called twice."""
         self._sock.close()

@@ -10,9 +10,10 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+from vhostfast.backend.budget import Budget
 from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
@@ -23,6 +24,8 @@ from vhostfast.protocol.session import Session
 logger = logging.getLogger("vhostfast")
 
 MESSAGES_AT_ONCE = 64  # then another connection has its turn
+STALLED_S = 10.0  # from the first part of a message that is seen to its last
+LOOK_AGAIN_S = 1.0  # whether a front-end that has to wait is still there
 MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
 MEMORY_LOOK = 4 << 20  # bytes; no running VM has left all of them zero
 
@@ -37,6 +40,10 @@ class Backend(Dataplane, Protocol):
     @property
     def event_fd(self) -> int:
         """Readable once there is a fault."""
+
+    @property
+    def budget(self) -> Budget:
+        """What the port may take of the control plane."""
 
     def announce(self, mac: bytes) -> None:
         """The guest with this address is behind this port now (SEND_RARP)."""
@@ -61,11 +68,15 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._look: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._waits: asyncio.TimerHandle | None = None
+        self._waited = False
 
     async def serve(self) -> str:
         """Until the front-end leaves or breaks a rule; returns the reason, which is logged too."""
-        self._loop.add_reader(self._channel.fileno(), self._readable)
         self._loop.add_reader(self.backend.event_fd, self._faulted)
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        self._wait_if_due()
         self.backend.count("connections")
         try:
             reason = await self._ended
@@ -75,15 +86,17 @@ class Connection:
             self._close()
 
     def _close(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._stalled, self._waits):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self.backend.event_fd)
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
-        self._world.close()
-        self.backend.reset()
-        close_fds(self.session.fds())
-        self._channel.close()
+        with ExitStack() as stack, self.backend.budget.spending():
+            stack.callback(self._channel.close)
+            stack.callback(lambda: close_fds(self.session.fds()))
+            stack.callback(self.backend.reset)
+            stack.callback(self._world.close)  # the first; each is done, whatever the others raise
 
     def _end(self, reason: str) -> None:
         if not self._ended.done():
@@ -108,12 +121,45 @@ class Connection:
     # --- What wakes us ----------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        with self._ending():
+        with self._ending(), self.backend.budget.spending():
             for _ in range(MESSAGES_AT_ONCE):
                 raw = None if self._ended.done() else self._channel.receive()
                 if raw is None:
-                    return
+                    break
+                self._watch_for_stall(False)
                 self._handle(raw)
+        self._watch_for_stall(self._channel.amid_message)
+        self._wait_if_due()
+
+    def _watch_for_stall(self, amid_message: bool) -> None:
+        if amid_message and self._stalled is None:
+            reason = f"a message is not whole {STALLED_S:.0f} s after it began"
+            self._stalled = self._loop.call_later(STALLED_S, self._end, reason)
+        elif not amid_message and self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _wait_if_due(self) -> None:
+        """Read no more while the port is in debt to the others for what it has had done."""
+        wait_s = self.backend.budget.wait_s(self._loop.time())
+        if wait_s == 0.0 or self._ended.done():
+            return
+        self._loop.remove_reader(self._channel.fileno())
+        self._watch_for_stall(False)
+        self._waits = self._loop.call_later(min(wait_s, LOOK_AGAIN_S), self._waited_for)
+        if not self._waited:
+            self._waited = True
+            logger.warning(
+                "%s: its messages take more than its share of the control plane: they have to wait",
+                self.backend.name,
+            )
+
+    def _waited_for(self) -> None:
+        if self._channel.peer_left():
+            self._end("the peer closed the socket")
+        elif not self._ended.done():
+            self._loop.add_reader(self._channel.fileno(), self._readable)
+            self._wait_if_due()
 
     def _writable(self) -> None:
         with self._ending():

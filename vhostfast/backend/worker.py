@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from vhostfast.backend.budget import Budget
 from vhostfast.core.fabric import Fabric, Port, Worker
 from vhostfast.errors import UsageError
 
@@ -64,9 +65,11 @@ class Workers:
         try:
             yield
         finally:
-            self.fabric.lay_out()
-            for worker in self._workers:
-                worker.go()
+            try:
+                self.fabric.lay_out()
+            finally:
+                for worker in self._workers:
+                    worker.go()
 
     def cycles(self) -> tuple[int, int]:
         """(cycles of turns that moved packets, packets moved), of all workers so far."""
@@ -88,6 +91,7 @@ class FabricPort:
         self.attach = port.attach
         self.detach = port.detach
         self.count = port.count
+        self.budget = Budget(lambda: len(port.fabric.ports))
 
     @property
     def fault(self) -> str | None:

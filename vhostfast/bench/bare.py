@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from vhostfast.backend.budget import Budget
 from vhostfast.backend.connection import Connection
 from vhostfast.core.limit import Bare
 from vhostfast.core.ring import Ring
@@ -66,6 +67,7 @@ class BarePort:
         self.name = name
         self.fault: str | None = None
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.budget = Budget()
         self.rings: dict[int, Ring] = {}
         self.paused = loop.paused
 

@@ -1,6 +1,7 @@
 """vhostfast switch: the daemon."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,16 +87,22 @@ def switch(
 def _print_json(summary: "Summary") -> None:
     from dataclasses import asdict
 
-    print(json.dumps(asdict(summary)), flush=True)
+    _write(json.dumps(asdict(summary)) + "\n")
 
 
 def _print_lines(summary: "Summary") -> None:
-    for name, counters in summary.ports.items():
-        print(f"{name}: {describe(counters)}")
+    lines = [f"{name}: {describe(counters)}\n" for name, counters in summary.ports.items()]
     if summary.packets:
         each = summary.busy_cycles / summary.packets
-        print(f"workers: {summary.packets} packets, {each:.0f} cycles each")
-    sys.stdout.flush()
+        lines.append(f"workers: {summary.packets} packets, {each:.0f} cycles each\n")
+    _write("".join(lines))
+
+
+def _write(text: str) -> None:
+    """Without a buffer, which Python would try again to write at its end. Raises OSError."""
+    data = text.encode()
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 def describe(counters: dict[str, int]) -> str:

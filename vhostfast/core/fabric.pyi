@@ -115,6 +115,9 @@ class Worker:
     def set_sources(self, sources: list[tuple[Port, Ring]], targets: list[Ring]) -> None:
         """The transmit rings to poll and the receive rings that they fill; Fabric.lay_out's."""
 
+    def watch(self, ring: Ring) -> bool:
+        """Wake up for the ring's kicks; False if the kernel has no room for that. Likewise."""
+
     @property
     def busy_cycles(self) -> int:
         """Cycles of turns that moved packets."""

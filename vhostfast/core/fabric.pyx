@@ -7,7 +7,7 @@ The control plane changes anything here only while the workers rest, but for cou
 cimport cython
 from libc.errno cimport ENOENT, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport close
 
@@ -37,6 +37,8 @@ cdef extern from "worker.h" nogil:
         EPOLL_CLOEXEC
         EPOLL_CTL_ADD
         EPOLL_CTL_DEL
+        FAULT_KICK
+        FAULT_NONE
         LEVEL_COUNT
 
     struct fdb:
@@ -261,9 +263,16 @@ cdef class Fabric:
             close_once(&worker.c.wake_fd)
 
     def lay_out(self):
-        """Tell the workers which rings there are. They rest meanwhile."""
+        """Tell the workers which rings there are. They rest meanwhile.
+
+        A port whose kicks can't be waited for has a fault then. What is raised, for lack of memory,
+        leaves the workers without any ring, until they are laid out again.
+        """
         cdef Port port
         cdef Ring ring
+        cdef Worker worker
+        for worker in self.workers:
+            worker.c.source_count = 0
         self.c.port_count = 0
         self.c.tells_logs = False
         for index in range(PORT_COUNT_MAX):
@@ -293,7 +302,9 @@ cdef class Fabric:
             sources[i * len(sources) // busy:(i + 1) * len(sources) // busy] if i < busy else []
             for i in range(len(self.workers))
         ]
-        fillers = {}
+        fillers, watched = {}, set()
+        for one in self.workers:
+            watched |= (<Worker>one).kicks
         for worker, share in zip(self.workers, shares):
             targets = [ring for source in share for ring in self._targets(*source)]
             for ring in targets:
@@ -301,6 +312,20 @@ cdef class Fabric:
             worker.set_sources(share, targets)
         for ring, workers in fillers.items():
             (<Ring>ring).c.shared = len(workers) > 1
+        self._watch(watched)
+
+    def _watch(self, set watched):
+        """Wait for kicks: those that somebody waited for already come first, if room is short."""
+        cdef Worker worker
+        cdef Port port
+        owners = {ring: port for port in self.ports for ring in port.rings.values()}
+        for old in (True, False):
+            for worker in self.workers:
+                for ring in worker.held:
+                    if (ring.kick_fd in watched) == old and not worker.watch(ring):
+                        port = owners[ring]
+                        port.c.fault = port.c.fault or FAULT_KICK
+                        os.eventfd_write(port.c.event_fd, 1)
 
     def _targets(self, port, ring):
         """The receive rings that frames of a transmit ring may reach."""
@@ -359,7 +384,12 @@ cdef class Worker:
         self.fabric = fabric
         self.kicks = set()
         self.held = []
-        self._watch(self.c.wake_fd)
+        # All that there can be: the kernel gives pages as they are used.
+        self.c.source = <source *>calloc(PORT_COUNT_MAX * PAIR_COUNT_MAX, sizeof(source))
+        if self.c.source == NULL:
+            raise MemoryError
+        if not self._watch(self.c.wake_fd):
+            raise OSError(errno, os.strerror(errno))
         fabric.workers.append(self)
 
     def __dealloc__(self):
@@ -374,8 +404,7 @@ cdef class Worker:
         cdef epoll_event event
         event.events = EPOLLIN | EPOLLET
         event.data.u64 = fd
-        if epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
-            raise OSError(errno, f"kick fd: {os.strerror(errno)}")
+        return epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0
 
     def _unwatch(self, int fd):
         cdef epoll_event event
@@ -383,17 +412,12 @@ cdef class Worker:
             raise OSError(errno, f"kick fd: {os.strerror(errno)}")
 
     def set_sources(self, list sources, list targets):
-        """The (port, transmit ring) to poll, and the receive rings that they fill."""
+        """The (port, transmit ring) to poll, and the receive rings that they fill; `watch` each."""
         cdef source *entry
         cdef Ring ring
         cdef Port port
-        cdef source *room = <source *>realloc(self.c.source, max(len(sources), 1) * sizeof(source))
-        if room == NULL:
-            raise MemoryError
-        self.c.source = room
-        self.c.source_count = len(sources)
         for i, (port, ring) in enumerate(sources):
-            entry = &room[i]
+            entry = &self.c.source[i]
             entry.port = port.c
             entry.ring = ring.c
             entry.queue = ring.index // 2
@@ -406,9 +430,17 @@ cdef class Worker:
         kicks.discard(-1)
         for fd in self.kicks - kicks:
             self._unwatch(fd)
-        for fd in kicks - self.kicks:
-            self._watch(fd)
-        self.kicks = kicks
+        self.kicks &= kicks
+        self.c.source_count = len(sources)
+
+    def watch(self, Ring ring not None):
+        """Wake up for the ring's kicks; False if the kernel has no room for that."""
+        if ring.kick_fd < 0 or ring.kick_fd in self.kicks:
+            return True
+        if not self._watch(ring.kick_fd):
+            return False
+        self.kicks.add(ring.kick_fd)
+        return True
 
     def run(self):
         with nogil:

@@ -31,8 +31,8 @@ cdef extern from "guard.h" nogil:
     bint guard_run(guard *guard, void (*body)(void *) noexcept, void *argument)
 
 cdef extern from "linux/magic.h" nogil:
-    enum:
-        HUGETLBFS_MAGIC
+    long BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC
+    long XFS_SUPER_MAGIC
 
 cdef extern from "sys/vfs.h" nogil:
     struct statfs:
@@ -67,24 +67,29 @@ cdef void mark_body(void *argument) noexcept nogil:
 bell_install()
 
 
-cdef bint is_hugetlb(int fd) noexcept:
-    cdef statfs of_file
-    return fstatfs(fd, &of_file) == 0 and of_file.f_type == HUGETLBFS_MAGIC
+cdef bint never_waits(long kind) noexcept:
+    """Others, such as FUSE, may let a worker that touches a page wait for ever, and all with it."""
+    return (kind == TMPFS_MAGIC or kind == HUGETLBFS_MAGIC or kind == RAMFS_MAGIC
+            or kind == EXT4_SUPER_MAGIC or kind == XFS_SUPER_MAGIC or kind == BTRFS_SUPER_MAGIC)
 
 
 cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
     """Map [offset, offset + size) of a file; the map begins at the page that holds `offset`."""
     cdef mapping result
+    cdef statfs of_file
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise ProtocolError(what, "fd", f"a {stat.filemode(status.st_mode)[0]!r} file",
                             "a regular file or memfd: memory that can be shared (share=on)")
+    if fstatfs(fd, &of_file) < 0 or not never_waits(of_file.f_type):
+        raise ProtocolError(what, "fd", f"on a file system of type {of_file.f_type:#x}",
+                            "a memfd or on tmpfs, hugetlbfs, ext4, xfs or btrfs")
     if offset > <uint64_t>status.st_size or size > status.st_size - offset:
         raise ProtocolError(what, "its end in the file", offset + size,
                             f"at most the file's size, {status.st_size}")
     cdef uint64_t file_size = status.st_size
     cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
-    result.page = page if is_hugetlb(fd) else 4096
+    result.page = page if of_file.f_type == HUGETLBFS_MAGIC else 4096
     cdef uint64_t first = offset // page * page
     result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
     result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)

@@ -57,6 +57,7 @@ FAULTS = (  # enum fault, as sentences
     _BROKE + "a mergeable receive buffer smaller than the header",
     "guest memory is gone: its file was cut short, or there was no huge page left for it",
     "the migration log is gone: its file was cut short",
+    "the kernel has no room to wait for its kicks: free memory or raise fs.epoll.max_user_watches",
 )
 assert len(FAULTS) == FAULT_COUNT
 bell_install()

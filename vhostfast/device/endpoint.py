@@ -34,6 +34,7 @@ Serve = Callable[[socket.socket], Awaitable[str]]
 BACKLOG = 16  # those beyond the first are accepted only to be refused
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
+REFUSED_PAUSE_S = 0.05  # who tries again at once gets no more of us than that
 ACCEPT_PAUSE_S = 0.5  # after a failed accept(), such as for lack of file descriptors
 
 
@@ -85,6 +86,7 @@ class Listener:
                 if current and peer and not current.done() and not _left(peer):
                     log.warning("%s: refused %s: a front-end is connected", self.name, _who(sock))
                     sock.close()
+                    await asyncio.sleep(REFUSED_PAUSE_S)
                     continue
                 if current:
                     await asyncio.wait([current])  # its rings must be down before the next

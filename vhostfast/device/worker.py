@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vhostfast.backend.budget import Budget
 from vhostfast.core.ring import Ring
 
 POLL_S = 0.001
@@ -40,6 +41,7 @@ class DeviceWorker:
         self.name = name
         self.fault: str | None = None
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.budget = Budget()
         self._device = device
         self._lock = threading.Lock()
         self._rings: dict[int, Ring] = {}

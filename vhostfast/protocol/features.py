@@ -13,6 +13,7 @@ from typing import Self
 from vhostfast.errors import UsageError
 
 QUEUE_PAIRS_MAX = 128  # a ring index in SET_VRING_KICK has 8 bits
+MEMORY_MAX = 1 << 45  # bytes: a quarter of our address space, for old maps go when new ones are
 
 
 class VirtioFeature(IntFlag):
@@ -126,19 +127,27 @@ class Offer:
     """What a port offers to every front-end: constant for the port's life.
 
     A front-end that comes back refuses a back-end that offers less than its guest has accepted.
-    Raises UsageError unless 1 <= `queue_pairs` <= 128.
+    `memory_max` is how many bytes of guest memory a front-end may tell of in all. Raises UsageError
+    unless 1 <= `queue_pairs` <= 128.
     """
 
     features: VirtioFeature
     protocol_features: ProtocolFeature
     queue_pairs: int = QUEUE_PAIRS_MAX
+    memory_max: int = MEMORY_MAX
 
     def __post_init__(self) -> None:
         if not 1 <= self.queue_pairs <= QUEUE_PAIRS_MAX:
             raise UsageError(f"queues={self.queue_pairs}: give 1 to {QUEUE_PAIRS_MAX}")
 
     @classmethod
-    def net(cls, queue_pairs: int = QUEUE_PAIRS_MAX, *, offloads: bool = True) -> Self:
+    def net(
+        cls,
+        queue_pairs: int = QUEUE_PAIRS_MAX,
+        *,
+        offloads: bool = True,
+        memory_max: int = MEMORY_MAX,
+    ) -> Self:
         """A network device of `queue_pairs` pairs. Offered is only what is whole."""
         virtio, protocol = VirtioFeature, ProtocolFeature
         return cls(
@@ -164,4 +173,5 @@ class Offer:
             | protocol.RESET_DEVICE
             | protocol.STATUS,
             queue_pairs,
+            memory_max,
         )

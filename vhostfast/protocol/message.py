@@ -32,6 +32,7 @@ REGIONS_MAX = 8
 VRING_SIZE_MAX = 32768
 LOG_PAGE = 4096  # guest memory for each bit of the migration log, whatever the host's page
 LOG_BYTE_SPAN = 8 * LOG_PAGE
+LOG_SIZE_MAX = 1 << 33  # bytes: of a guest with addresses of 48 bits, ten times what is built
 
 
 class Flag(IntFlag):
@@ -330,6 +331,8 @@ class LogBase(Payload):
             self.mmap_offset % LOG_PAGE == 0, "log's offset", self.mmap_offset, "a whole page's"
         )
         _require_span("log's offset", self.mmap_offset, self.mmap_size, 63)
+        small = self.mmap_size <= LOG_SIZE_MAX
+        require(small, "log's size", hex(self.mmap_size), f"at most {LOG_SIZE_MAX:#x}")
 
 
 def _require_span(field: str, start: int, size: int, bits: int) -> None:

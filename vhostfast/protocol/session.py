@@ -208,6 +208,9 @@ class Session:
 
     def _set_mem_table(self, payload: MemoryTable, fds: tuple[int, ...]) -> None:
         self._require_logged(self.log, payload.regions, ())
+        size, most = sum(region.size for region in payload.regions), self.offer.memory_max
+        limit = f"at most {most:#x}: its port's share of our address space"
+        require(size <= most, "bytes of guest memory", hex(size), limit)
         self.discarded += [fd for _, fd in self.regions]
         self.regions = tuple(zip(payload.regions, fds, strict=True))
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from vhostfast.device.endpoint import Connector, Listener, Serve
 from vhostfast.errors import EnvironmentLacks
 from vhostfast.switch.config import Config, PortSpec
+from vhostfast.switch.journal import PERIOD_S, Moderation
+from vhostfast.switch.share import fit_fds, memory_max
 
 log = logging.getLogger("vhostfast")
 
@@ -76,6 +78,7 @@ class Switch:
         from vhostfast.protocol.features import Offer
 
         witness = self._config.witness
+        memory = memory_max(len(self._ports))
 
         def serving(port: FabricPort, offer: Offer) -> Serve:
             return lambda sock: Connection(sock, port, offer, witness=witness).serve()
@@ -83,7 +86,7 @@ class Switch:
         return [
             serving(
                 FabricPort(port, self._workers),
-                Offer.net(spec.queue_pairs, offloads=spec.offloads),
+                Offer.net(spec.queue_pairs, offloads=spec.offloads, memory_max=memory),
             )
             for port, spec in zip(self._ports, self._config.ports, strict=True)
         ]
@@ -105,12 +108,17 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
 
     Raises EnvironmentLacks or UsageError, before any front-end is served, if it can't be.
     """
+    config = fit_fds(config)
+    moderation = Moderation()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(moderation)
     ending, asked = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.add_signal_handler(signal.SIGUSR1, asked.set)
     with contextlib.ExitStack() as stack:
+        stack.callback(moderation.tell)
         sockets = [_open(spec, config, stack) for spec in config.ports]
         with Switch(config) as switch:
             jobs = [
@@ -120,9 +128,17 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
             jobs += [
                 asyncio.create_task(switch.age()),
                 asyncio.create_task(_report_when(asked, report, switch)),
+                asyncio.create_task(_tell(moderation)),
             ]
             await _until(ending, jobs)
+        _report(report, switch)
+
+
+def _report(report: Callable[[Summary], None], switch: Switch) -> None:
+    try:
         report(switch.summary())
+    except OSError as error:
+        log.error("the summary cannot be written: %s", error.strerror)
 
 
 async def _until(ending: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
@@ -139,13 +155,19 @@ async def _until(ending: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
         job.result()
 
 
+async def _tell(moderation: Moderation) -> None:
+    while True:
+        await asyncio.sleep(PERIOD_S)
+        moderation.tell()
+
+
 async def _report_when(
     asked: asyncio.Event, report: Callable[[Summary], None], switch: Switch
 ) -> None:
     while True:
         await asked.wait()
         asked.clear()
-        report(switch.summary())
+        _report(report, switch)
 
 
 def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listener | Connector:

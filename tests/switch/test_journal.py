@@ -1,0 +1,62 @@
+"""A port's lines are bounded by kind, the rest are counted, and other ports are not affected."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from vhostfast.switch.journal import LINES, Moderation
+
+log = logging.getLogger("vhostfast")
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def kept() -> Iterator[tuple[list[str], Moderation]]:
+    handler, moderation = Kept(), Moderation()
+    handler.addFilter(moderation)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield handler.lines, moderation
+    log.removeHandler(handler)
+    log.setLevel(logging.NOTSET)
+
+
+def test_a_flood_is_counted_and_told_once(kept: tuple[list[str], Moderation]) -> None:
+    lines, moderation = kept
+    for number in range(LINES + 3412):
+        log.warning("%s: refused: %s", "vm0", number)
+    assert lines == [f"vm0: refused: {number}" for number in range(LINES)]
+    lines.clear()
+    moderation.tell()
+    moderation.tell()
+    assert lines == ['vm0: … and 3,412 more like this in the last 10 s: "refused: %s"']
+    log.warning("%s: refused: %s", "vm0", "again")
+    assert lines[1:] == ["vm0: refused: again"]
+
+
+def test_other_ports_and_other_kinds_have_their_own(kept: tuple[list[str], Moderation]) -> None:
+    lines, _ = kept
+    for _ in range(LINES + 1):
+        log.warning("%s: refused: %s", "vm0", "x")
+    lines.clear()
+    log.warning("%s: refused: %s", "vm0", "one more")
+    log.warning("%s: refused: %s", "vm1", "x")
+    log.info("%s: disconnected: %s", "vm0", "y")
+    log.info("no port's")
+    assert lines == ["vm1: refused: x", "vm0: disconnected: y", "no port's"]
+
+
+def test_what_is_of_no_port_is_never_left_out(kept: tuple[list[str], Moderation]) -> None:
+    lines, _ = kept
+    for number in range(3 * LINES):
+        log.error("%d connections did not end within %s s", number, 1)
+    assert len(lines) == 3 * LINES
