@@ -98,9 +98,10 @@ static inline void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
 {
     if (likely(marker->log == NULL) || size == 0)
         return;
+    uint64_t end = gpa + size - 1; /* the last byte */
     uint64_t page = gpa >> LOG_PAGE_SHIFT;
-    uint64_t last = (gpa + size - 1) >> LOG_PAGE_SHIFT;
-    if (unlikely(last >= marker->log->page_count || last < page)) {
+    uint64_t last = end >> LOG_PAGE_SHIFT;
+    if (unlikely(last >= marker->log->page_count || end < gpa)) {
         marker->log->beyond++;
         return;
     }
