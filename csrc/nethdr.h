@@ -88,7 +88,7 @@ static inline bool packet_check(struct packet *frame, uint32_t taken)
     if (header->gso_type != NET_HEADER_GSO_NONE)
         frame->wire_size = (uint32_t)header->hdr_len + header->gso_size;
     else
-        packet_start(frame); /* one packet after all, whatever its headers: the copy may be summed */
+        packet_start(frame); /* one packet, whatever its headers: the copy may be summed */
     return true;
 }
 
