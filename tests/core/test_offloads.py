@@ -429,7 +429,14 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.hostile(
+            "packets", f"a header that is not true of the frame: {name}", "dropped and counted"))
+        for name in LIES
+    ],
+)  # fmt: skip
 def test_what_is_not_true_of_the_frame_is_dropped_and_counted(name):
     header, frame = LIES[name].parts()
     for takes, cuts in product((0, EVERYTHING), (None, [1] * 13)):

@@ -220,6 +220,7 @@ def test_a_device_that_failed_is_handed_no_more(caplog):
     caplog.clear()  # of tracebacks, and all that they hold
 
 
+@pytest.mark.hostile("rings", "a broken ring of a device in Python", "port closes")
 @pytest.mark.parametrize("ring", [0, 1])
 def test_a_guest_that_breaks_its_ring_is_given_up(ring):
     with station(Echo()) as here:
