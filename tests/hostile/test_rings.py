@@ -2,7 +2,7 @@
 ring and in an indirect table, by every way of forwarding and with a device in Python, on the direct
 and the general path, with a log and without.
 
-A control queue is not offered, so there is none to be attacked.
+The control queue of a card is run by the front-end: we are given none.
 """
 
 from dataclasses import dataclass
