@@ -49,7 +49,7 @@ static inline enum fault chain_append(struct chain *chain, const struct region_t
         left -= part;
     } while (unlikely(left > 0));
     chain->size += size;
-    return chain->size > UINT32_MAX ? FAULT_LENGTH : FAULT_NONE;
+    return FAULT_NONE;
 }
 
 /* Where the next byte of a chain is. */

@@ -93,22 +93,24 @@ struct sending {
     struct hands *hands;
     const uint8_t *frame;
     uint32_t size;
-    bool sent;
+    enum delivery why;
 };
 
 static void send_body(void *argument)
 {
     struct sending *sending = argument;
+    struct ring *ring = sending->hands->ring;
     const struct segment packet = {.payload = sending->frame, .payload_size = sending->size};
-    sending->sent =
-        store_packet(&sending->hands->burst, sending->hands->ring, &packet) == DELIVERED;
+    sending->why = sending->size > ring->frame_size_max
+                       ? TOO_BIG
+                       : store_packet(&sending->hands->burst, ring, &packet);
 }
 
-/* A packet for the guest. False: it has no buffers for it, or a broken ring. */
-static inline bool hands_send(struct hands *hands, const uint8_t *frame, uint32_t size)
+/* A packet for the guest. FULL: it has no buffers for it; NO_RECEIVER: a broken ring. */
+static inline enum delivery hands_send(struct hands *hands, const uint8_t *frame, uint32_t size)
 {
     struct sending sending = {.hands = hands, .frame = frame, .size = size};
-    return ring_guarded(hands->ring, send_body, &sending) && sending.sent;
+    return ring_guarded(hands->ring, send_body, &sending) ? sending.why : NO_RECEIVER;
 }
 
 #endif

@@ -19,8 +19,10 @@ static inline uint32_t take_room(struct burst *burst, struct ring *ring, uint64_
     do {
         int got = split_pop(ring, &burst->room, &burst->taken[taken], DEVICE_WRITES);
         if (got == POP_GOT && ring->mergeable &&
-            unlikely(burst->taken[taken].size < ring->header_size))
+            unlikely(burst->taken[taken].size < ring->header_size)) {
+            split_rewind(ring, 1);
             got = ring_break(ring, FAULT_BUFFER_SIZE);
+        }
         if (got != POP_GOT) {
             *why = got == POP_BROKEN ? NO_RECEIVER : taken == ring->size ? TOO_BIG : FULL;
             split_rewind(ring, taken);

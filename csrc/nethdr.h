@@ -37,6 +37,14 @@ struct packet {
     struct cursor behind;
 };
 
+/* Nothing of the frame has been read. */
+static inline void packet_start(struct packet *frame)
+{
+    frame->rest = frame->behind = frame->at;
+    frame->copied = frame->looked_at = 0;
+    frame->whole = false;
+}
+
 static inline void packet_copy(struct packet *frame, uint32_t end)
 {
     cursor_read(&frame->rest, frame->copy + frame->copied, end - frame->copied);
@@ -79,6 +87,8 @@ static inline bool packet_check(struct packet *frame, uint32_t taken)
     frame->needs = offload_needs(header);
     if (header->gso_type != NET_HEADER_GSO_NONE)
         frame->wire_size = (uint32_t)header->hdr_len + header->gso_size;
+    else
+        packet_start(frame); /* one packet, whatever its headers: the copy may be summed */
     return true;
 }
 
@@ -94,10 +104,9 @@ static inline bool nethdr_read(struct packet *frame, const struct chain *chain,
     struct cursor cursor = chain_start(chain);
     cursor_read(&cursor, &header, header_size);
     uint32_t size = (uint32_t)chain->size - header_size;
-    frame->at = frame->rest = frame->behind = cursor;
+    frame->at = cursor;
     frame->copy = copy;
-    frame->copied = frame->looked_at = 0;
-    frame->whole = false;
+    packet_start(frame);
     frame->size = frame->wire_size = size;
     frame->needs = frame->segment = 0;
     if (likely((*(const u64_any *)&header & NET_HEADER_OFFLOADS) == 0)) {

@@ -83,6 +83,17 @@ ALWAYS_INLINE uint8_t *region_at(const struct region_table *table, uint32_t *las
     return region->host + offset;
 }
 
+/* Whether all of [gpa, gpa + size) is memory, in however many regions; if of size 0, its place. */
+static inline bool region_covers(const struct region_table *table, uint32_t *last, uint64_t gpa,
+                                 uint64_t size)
+{
+    uint64_t reach;
+    for (; region_at(table, last, gpa, &reach) != NULL; gpa += reach, size -= reach)
+        if (likely(size <= reach))
+            return true;
+    return false;
+}
+
 /* Whether an address of ours is in one of the regions. */
 static inline bool region_table_holds(const struct region_table *table, const uint8_t *host)
 {

@@ -41,26 +41,21 @@ ALWAYS_INLINE int split_waiting(struct ring *ring, uint32_t wanted)
     return waiting;
 }
 
-/* A descriptor of an indirect table that may be cut by the end of a region; 2.7.5.3. */
-static inline enum fault split_table_entry(struct ring *ring, uint64_t gpa, struct vring_desc *desc)
+/* A descriptor of an indirect table that is all memory; where regions meet it may be cut, 2.7.5.3.
+ */
+static inline struct vring_desc split_table_entry(struct ring *ring, uint64_t gpa)
 {
-    uint64_t reach;
-    uint8_t *host = region_at(ring->regions, &ring->last_region, gpa, &reach);
-    if (host == NULL)
-        return FAULT_ADDRESS;
-    if (likely(reach >= sizeof *desc)) {
-        *desc = load_once_desc((const struct vring_desc *)host);
-        return FAULT_NONE;
-    }
-    struct span part[2] = {{.host = host, .gpa = gpa, .size = reach}};
-    uint64_t rest;
-    part[1].host = region_at(ring->regions, &ring->last_region, gpa + reach, &rest);
-    part[1].size = sizeof *desc - reach;
-    if (part[1].host == NULL || rest < part[1].size)
-        return FAULT_ADDRESS;
-    struct cursor cursor = {.span = part};
-    cursor_read(&cursor, desc, sizeof *desc);
-    return FAULT_NONE;
+    struct vring_desc desc;
+    uint64_t reach = 0;
+    const uint8_t *host = region_at(ring->regions, &ring->last_region, gpa, &reach);
+    if (likely(reach >= sizeof desc))
+        return load_once_desc((const struct vring_desc *)host);
+    struct span part[sizeof desc];
+    struct chain cut = {.span = part};
+    chain_append(&cut, ring->regions, &ring->last_region, gpa, sizeof desc);
+    struct cursor cursor = chain_start(&cut);
+    cursor_read(&cursor, &desc, sizeof desc);
+    return desc;
 }
 
 /* Each descriptor is loaded once, then checked, then used; a chain has no more of them than the
@@ -70,23 +65,23 @@ static inline enum fault split_walk(struct ring *ring, uint32_t index, struct ch
 {
     uint64_t table = 0; /* GPA of the indirect table, once in one */
     uint32_t count = ring->size;
+    const uint64_t before = chain->size;
     bool nested = false;
     for (uint32_t step = 0; step < ring->size;) {
         if (unlikely(index >= count))
             return FAULT_HEAD;
         struct vring_desc desc;
-        enum fault fault = FAULT_NONE;
         if (nested)
-            fault = split_table_entry(ring, table + (uint64_t)index * sizeof desc, &desc);
+            desc = split_table_entry(ring, table + (uint64_t)index * sizeof desc);
         else
             desc = load_once_desc(&ring->desc[index]);
-        if (unlikely(fault))
-            return fault;
         if (desc.flags & VRING_DESC_INDIRECT) {
             count = desc.len / sizeof desc;
             if (!ring->indirect || nested || desc.flags & VRING_DESC_NEXT ||
                 desc.len % sizeof desc || count == 0 || count > ring->size)
                 return FAULT_INDIRECT;
+            if (!region_covers(ring->regions, &ring->last_region, desc.addr, desc.len))
+                return FAULT_ADDRESS;
             table = desc.addr;
             nested = true;
             index = 0;
@@ -94,9 +89,12 @@ static inline enum fault split_walk(struct ring *ring, uint32_t index, struct ch
         }
         if (unlikely((desc.flags & VRING_DESC_WRITE) != direction))
             return FAULT_DIRECTION;
-        fault = chain_append(chain, ring->regions, &ring->last_region, desc.addr, desc.len);
+        enum fault fault =
+            chain_append(chain, ring->regions, &ring->last_region, desc.addr, desc.len);
         if (unlikely(fault))
             return fault;
+        if (unlikely(chain->size - before > UINT32_MAX))
+            return FAULT_LENGTH;
         if (!(desc.flags & VRING_DESC_NEXT))
             return FAULT_NONE;
         index = desc.next;

@@ -180,6 +180,7 @@ class SplitRing:
                 lawful = self.indirect and not nested and not flags & NEXT
                 if not lawful or size % 16 or not 1 <= size // 16 <= self.size:
                     raise Broken(Fault.INDIRECT)
+                list(self.memory.spans(gpa, size))  # all of it is memory
                 table, count, index, nested = gpa, size // 16, 0, True
                 continue
             yield gpa, size, flags

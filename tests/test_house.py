@@ -190,14 +190,14 @@ OWN_MEMORY = {
     "cursor_read", "direct_addresses", "direct_target", "fdb_age", "fdb_forget_port",
     "fdb_learn_anew", "find_ip", "log_set_word", "log_set_words", "log_tell", "nethdr_partial",
     "offload_check", "offload_segment", "offload_sum", "peek_direct", "region_at", "ring_lock",
-    "ring_unlock", "segment_ip", "split_table_entry", "store_be16", "take_room", "worker_tell",
+    "ring_unlock", "segment_ip", "store_be16", "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
     "chain_append", "cursor_read", "split_used_event", "split_avail_event", "split_waiting",
     "split_any", "split_table_entry", "split_walk", "split_pop", "split_wants_call",
     "split_want_kicks", "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject",
-    "region_at", "region_table_holds", "log_holds",
+    "region_at", "region_covers", "region_table_holds", "log_holds",
 }  # fmt: skip
 # Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. What a
 # device sends is stored by csrc; `write` marks nothing, and says so; the others find addresses,

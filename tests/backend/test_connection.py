@@ -197,6 +197,7 @@ def test_200_front_ends_leave_nothing_behind():
             assert (open_fds(), threads()) == before
 
 
+@pytest.mark.hostile("rings", "a broken ring: its port is served again at once", "port closes")
 @pytest.mark.parametrize("ring", ["sends", "receives"])
 def test_a_guest_that_breaks_its_ring(ring, caplog):
     with Host() as host:

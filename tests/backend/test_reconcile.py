@@ -140,6 +140,7 @@ def test_both_sequences_and_any_base(sequence, base):
         assert carry(a, b, FRAMES) == FRAMES
 
 
+@pytest.mark.hostile("rings", "buffers on offer in a ring that is disabled", "no effect")
 def test_a_disabled_ring_is_left_alone():
     with Host() as host:
         a, b = host.vm(0), host.vm(1)
@@ -239,6 +240,7 @@ STOPS: dict[str, Callable[[Frontend], object]] = {
 @pytest.mark.hostile(
     "messages", "a stop or reset amid traffic", "no effect: not a byte after the answer"
 )
+@pytest.mark.hostile("rings", "buffers on offer after GET_VRING_BASE or another stop", "no effect")
 @pytest.mark.parametrize("stop", STOPS)
 def test_not_a_byte_is_written_once_it_is_answered(stop):
     for _ in range(5):
@@ -419,6 +421,7 @@ def test_a_new_call_on_a_running_ring_is_signalled_once():
 
 
 @pytest.mark.hostile("fds", "NOFD: rings without call and kick", "delivered")
+@pytest.mark.hostile("rings", "no kick at all: polled", "delivered")
 @pytest.mark.parametrize("mode", ["poll", "interrupt", "adaptive"])
 def test_rings_without_call_and_without_kick(mode):
     """No kick means that we have to poll, whatever the mode."""

@@ -72,15 +72,10 @@ static void test_limits(void)
 {
     struct chain chain = {.span = spans};
     uint32_t last = 0;
-    const uint64_t big = UINT64_C(1) << 32;
-    SAME(0, chain_append(&chain, &table, &last, big, UINT32_MAX), FAULT_NONE);
-    SAME(1, chain_append(&chain, &table, &last, big, 0), FAULT_NONE);
-    SAME(2, chain_append(&chain, &table, &last, big, 1), FAULT_LENGTH); /* 2^32 bytes */
-    chain_clear(&chain);
     for (uint32_t i = 0; i < SPAN_COUNT_MAX; i++)
         SAME(i, chain_append(&chain, &table, &last, 0x1000, 1), FAULT_NONE);
-    SAME(3, chain_append(&chain, &table, &last, 0x1000, 1), FAULT_LENGTH);
-    SAME(4, chain.count, SPAN_COUNT_MAX);
+    SAME(-1, chain_append(&chain, &table, &last, 0x1000, 1), FAULT_LENGTH);
+    SAME(-1, chain.count, SPAN_COUNT_MAX);
 }
 
 /* A packet of `size` bytes in up to `cuts` + 1 pieces, some empty, in slots between guard pages. */

@@ -1,4 +1,5 @@
-"""Each test_*.c here is a test: compiled with ASan and UBSan, no Python in it, run once."""
+"""Each test_*.c and exhaustive_*.c here is a test: compiled with ASan and UBSan, no Python in it,
+run once."""
 
 import os
 import shlex
@@ -23,6 +24,16 @@ def test_c(source: Path, tmp_path: Path) -> None:
     program = tmp_path / source.stem
     subprocess.run([*CC, *FLAGS, str(source), "-o", str(program)], check=True)
     run = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sorted(HERE.glob("exhaustive_*.c")), ids=lambda path: path.stem)
+def test_every_case_there_is(source: Path, tmp_path: Path) -> None:
+    """Not samples: all of a small world, optimized, for there are millions."""
+    program = tmp_path / source.stem
+    subprocess.run([*CC, *FLAGS, "-O2", str(source), "-o", str(program)], check=True)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
 
 

@@ -81,6 +81,7 @@ static const struct chain_case {
     {{{UINT64_MAX, 16, I, 0}}, DEVICE_READS, FAULT_ADDRESS, 0},
     {{{UINT64_MAX - 7, 16, I, 0}}, DEVICE_READS, FAULT_ADDRESS, 0},
     {{{LOW + BYTES - 8, 16, I, 0}}, DEVICE_READS, FAULT_ADDRESS, 0}, /* half in the hole */
+    {{{LOW + BYTES - 16, 32, I, 0}}, DEVICE_READS, FAULT_ADDRESS, 0}, /* what nobody looks at */
 };
 
 static void test_chains(void)
@@ -117,6 +118,31 @@ static void test_chains_follow_each_other(void)
         SAME(i, chain.count, i + 1);
         SAME(i, spans[i].gpa, LOW + i);
     }
+}
+
+/* 4 GiB less a byte is lawful, for each of the buffers of a packet; a byte more isn't. */
+static void test_long_buffers(void)
+{
+    const uint64_t big = UINT64_C(1) << 32;
+    start(SIZE, 0, false);
+    guest.table.region[guest.table.count++] =
+        (struct region){.gpa = big, .size = big, .host = (uint8_t *)big}; /* nobody touches it */
+    guest_desc(&guest, 0, big, UINT32_MAX, N | W, 1);
+    guest_desc(&guest, 1, LOW, 0, W, 0);
+    guest_desc(&guest, 2, big, UINT32_MAX, N | W, 3);
+    guest_desc(&guest, 3, LOW, 1, W, 0);
+    guest_offer(&guest, 0);
+    guest_offer(&guest, 0);
+    guest_offer(&guest, 2);
+    guest_publish(&guest);
+    chain_clear(&chain);
+    for (uint64_t i = 1; i <= 2; i++) {
+        SAME(i, split_pop(&guest.ring, &chain, &taken, DEVICE_WRITES), POP_GOT);
+        SAME(i, taken.size, UINT32_MAX);
+        SAME(i, chain.size, i * UINT32_MAX);
+    }
+    SAME(3, split_pop(&guest.ring, &chain, &taken, DEVICE_WRITES), POP_BROKEN);
+    SAME(3, guest.ring.fault, FAULT_LENGTH);
 }
 
 static void test_heads(void)
@@ -453,6 +479,7 @@ int main(void)
 {
     test_chains();
     test_chains_follow_each_other();
+    test_long_buffers();
     test_heads();
     test_long_chains();
     test_tables_that_are_not_lawful();

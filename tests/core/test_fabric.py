@@ -100,6 +100,7 @@ def test_unusual_packets_among_usual_ones_keep_their_place():
         assert b.received() == sent
 
 
+@pytest.mark.hostile("rings", "a full ring, of 2 to 32768 entries", "delivered")
 @pytest.mark.parametrize("size", [2, 256, 32768])
 def test_a_full_ring_of_any_size_is_served(size):
     regions = ((0, 64 << 20),)

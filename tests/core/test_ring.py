@@ -31,6 +31,24 @@ def test_received_frames_are_private_copies_without_header(yard):
     assert len(guest.tx.ring.take_all()) == 2
 
 
+def test_no_more_chains_are_taken_than_asked_for(yard):
+    """Or a guest that offers what is no packet without end is never done with."""
+    (guest,) = yard.guests
+    for _ in range(5):
+        guest.send(b"short")
+    assert guest.rings[1].receive(3) == []
+    assert guest.rings[1].malformed == len(guest.tx.ring.take_all()) == 3
+
+
+def test_what_is_longer_than_the_mtu_is_not_for_the_guest():
+    with Yard("drop", shapes=(Shape(frame_size_max=63),)) as yard:
+        (guest,) = yard.guests
+        guest.post(200)
+        assert guest.rings[0].send([FRAME, FRAME[:63]]) == 2
+        assert guest.rings[0].too_big == 1
+        assert guest.received() == [FRAME[:63].tobytes()]
+
+
 def test_no_more_is_received_than_asked_for(yard):
     (guest,) = yard.guests
     for _ in range(5):

@@ -220,6 +220,7 @@ def test_a_device_that_failed_is_handed_no_more(caplog):
     caplog.clear()  # of tracebacks, and all that they hold
 
 
+@pytest.mark.hostile("rings", "a broken ring of a device in Python", "port closes")
 @pytest.mark.parametrize("ring", [0, 1])
 def test_a_guest_that_breaks_its_ring_is_given_up(ring):
     with station(Echo()) as here:
@@ -266,3 +267,26 @@ def test_close_stops_the_thread():
     worker.close()
     assert "vhostfast-device" not in {thread.name for thread in threading.enumerate()}
     assert len(os.listdir("/proc/self/fd")) == fds - 2
+
+
+@pytest.mark.hostile(
+    "packets", "a ring full of what is no packet, for a device in Python", "dropped and counted"
+)
+def test_what_is_no_packet_holds_nothing_up():
+    """Nobody kicks for what comes behind it: a full ring is looked at in several turns."""
+    with station(Echo()) as here:
+        vm = here.vm(ring_size=256)
+        vm.send([b"short"] * 255 + [frame(1)])
+        assert vm.receive(1) == [frame(1)]
+        assert here.device.counters["rx_dropped_malformed"] == 255
+        assert here.device.counters["rx_packets"] == 1
+
+
+def test_a_packet_that_no_buffer_can_hold_is_dropped_and_counted():
+    features = FEATURES & ~VirtioFeature.MRG_RXBUF
+    with station(Echo()) as here:
+        vm = here.vm(features=features)
+        here.device.send([np.zeros(3000, np.uint8), np.frombuffer(frame(1), np.uint8)])
+        assert vm.receive(1) == [frame(1)]
+        assert here.device.counters["tx_dropped_too_big"] == 1
+        assert here.device.counters["tx_packets"] == 1

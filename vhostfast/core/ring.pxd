@@ -42,6 +42,8 @@ cdef class Ring:
     cdef readonly GuestMemory memory
     cdef readonly Log log
     cdef readonly int kick_fd
+    cdef readonly uint64_t malformed
+    cdef readonly uint64_t too_big
     cdef object areas
     cdef hands *hands
     cdef int place(self, GuestMemory memory) except -1

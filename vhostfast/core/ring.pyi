@@ -23,6 +23,8 @@ class Ring:
     memory: GuestMemory | None
     log: Log | None
     kick_fd: int
+    malformed: int
+    too_big: int
     def __new__(cls, index: int) -> Ring: ...
     def start(
         self,
@@ -80,7 +82,9 @@ class Ring:
 
     def receive(self, limit: int = 64) -> list[NDArray[np.uint8]]:
         """Frames that the guest has sent, without virtio header, each a private copy of shape
-        (bytes,). Unlawful frames are left out; see `fault` for an unlawful ring."""
+        (bytes,), from `limit` chains at most. What is no lawful frame is left out and counted in
+        `malformed`; see `fault` for an unlawful ring."""
 
     def send(self, packets: Iterable[NDArray[np.uint8]]) -> int:
-        """Frames for the guest, as many as it has buffers for; returns how many."""
+        """Frames for the guest, as many as it has buffers for; returns how many are done with. One
+        that no buffer of the guest can hold is dropped and counted in `too_big`."""

@@ -25,6 +25,8 @@ cdef extern from "device.h" nogil:
         FAULT_NONE
         FRAME_SIZE_MAX
         NET_HEADER_SIZE
+        DELIVERED
+        TOO_BIG
 
     struct burst:
         uint8_t *copy
@@ -41,7 +43,7 @@ cdef extern from "device.h" nogil:
     bint ring_ask(ring *ring, bint wanted)
     bint ring_finish(ring *ring)
     bint hands_receive(hands *hands)
-    bint hands_send(hands *hands, const uint8_t *frame, uint32_t size)
+    int hands_send(hands *hands, const uint8_t *frame, uint32_t size)
 
 
 _BROKE = "the guest broke its ring: "
@@ -188,24 +190,32 @@ cdef class Ring:
     def receive(self, int limit=64):
         self.prepare()
         packets = []
-        while len(packets) < limit and hands_receive(self.hands):
+        for _ in range(limit):
+            if not hands_receive(self.hands):
+                break
             if self.hands.size:
                 packets.append(np.array(<uint8_t[:self.hands.size]>self.hands.burst.copy))
+            else:
+                self.malformed += 1
         ring_finish(self.c)
         log_tell(self.c.marker.log)
         return packets
 
     def send(self, packets):
-        cdef uint32_t sent = 0
+        cdef uint32_t done = 0
+        cdef int why
         cdef const uint8_t[::1] bytes_
         self.prepare()
         try:
             for packet in packets:
                 bytes_ = packet
-                if not hands_send(self.hands, &bytes_[0], <uint32_t>bytes_.shape[0]):
+                why = hands_send(self.hands, &bytes_[0], <uint32_t>bytes_.shape[0])
+                if why == TOO_BIG:
+                    self.too_big += 1
+                elif why != DELIVERED:
                     break
-                sent += 1
+                done += 1
         finally:  # whatever a packet turns out to be, those before it are published
             ring_finish(self.c)
             log_tell(self.c.marker.log)
-        return sent
+        return done

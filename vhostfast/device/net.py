@@ -27,7 +27,9 @@ Packet = NDArray[np.uint8]
 COUNTERS = (
     "rx_packets",
     "tx_packets",
+    "rx_dropped_malformed",
     "tx_dropped_full",
+    "tx_dropped_too_big",
     "connections",
     "messages_refused",
     "faults",

@@ -93,17 +93,23 @@ class DeviceWorker:
 
     def _run(self) -> None:
         while not self._stopping:
-            packets = self._take()
+            packets, malformed = self._take()
             if packets:
                 self._hand_over(packets)
-            if not self._give() and not packets and not self._more_came():
+            taken = packets or malformed
+            if not self._give() and not taken and not self._more_came():
                 self._poll.poll(self._patience_s())
 
-    def _take(self) -> list[NDArray[np.uint8]]:
+    def _take(self) -> tuple[list[NDArray[np.uint8]], int]:
+        """What the guest sent, and how much more of it was no packet."""
         with self._lock:
-            packets = [packet for ring in self._sorted(1) for packet in ring.receive()]
+            rings = self._sorted(1)
+            before = sum(ring.malformed for ring in rings)
+            packets = [packet for ring in rings for packet in ring.receive()]
+            malformed = sum(ring.malformed for ring in rings) - before
         self._device.counters["rx_packets"] += len(packets)
-        return packets
+        self._device.counters["rx_dropped_malformed"] += malformed
+        return packets, malformed
 
     def _hand_over(self, packets: list[NDArray[np.uint8]]) -> None:
         try:
@@ -113,16 +119,19 @@ class DeviceWorker:
             self._give_up(f"the device failed: {error!r}")
 
     def _give(self) -> int:
-        """Fill the guest's buffers with what waits for it; how many packets went."""
+        """Fill the guest's buffers with what waits for it; how many packets went, or never will."""
         backlog = self._device.backlog
-        sent = 0
+        done = too_big = 0
         with self._lock:
             for ring in self._sorted(0)[:1]:  # one ring keeps the order
+                too_big -= ring.too_big
                 while backlog and ring.send([backlog[0]]):
                     backlog.popleft()
-                    sent += 1
-        self._device.counters["tx_packets"] += sent
-        return sent
+                    done += 1
+                too_big += ring.too_big
+        self._device.counters["tx_packets"] += done - too_big
+        self._device.counters["tx_dropped_too_big"] += too_big
+        return done
 
     def _more_came(self) -> bool:
         """Ask for kicks, before going to sleep; whether there is something to do already."""
