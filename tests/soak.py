@@ -170,6 +170,7 @@ class Scene:
                 self.more(traffic)
         for frontend in frontends:
             frontend.stop()
+        traffic.finish()  # of what the third port has sent meanwhile
         self.account(traffic, before)
         self.done["episodes"] += 1
         if self.chance.random() < 0.5:
