@@ -30,7 +30,7 @@ import numpy as np
 from daemon import Daemon, ports, wait_for
 
 from vhostfast.driver import Frontend, GuestMemory, Migration
-from vhostfast.driver.traffic import Load, Station, Traffic, mac, pair
+from vhostfast.driver.traffic import Counters, Load, Station, Traffic, mac, pair
 from vhostfast.errors import VhostfastError
 from vhostfast.protocol.message import LOG_PAGE
 
@@ -38,7 +38,7 @@ ATTACKS = Path(__file__).with_name("attacks.py")
 MEMORY = ((0, 8 << 20),)
 SIZES = (64, 300, 1500, 590)
 LAYOUTS = ("direct", "chained", "indirect")
-PATIENCE_S = 20.0
+PATIENCE_S = 240.0  # others may have the machine for minutes
 MINUTE_S = 60.0
 GROWTH_MAX = 4 << 20  # bytes of anonymous memory, from the first rest to the last
 MAPS_MORE = 16  # of malloc's, which come with work
@@ -121,7 +121,7 @@ class Guest:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.memory = GuestMemory(MEMORY)
-        self.frontend = Frontend(path, self.memory)
+        self.frontend = Frontend(path, self.memory, timeout_s=PATIENCE_S)
 
     def start(self) -> None:
         self.frontend.start()
@@ -130,7 +130,7 @@ class Guest:
         """Another front-end, another connection."""
         self.close()
         self.memory = GuestMemory(MEMORY)
-        self.frontend = Frontend(self.path, self.memory)
+        self.frontend = Frontend(self.path, self.memory, timeout_s=PATIENCE_S)
 
     def close(self) -> None:
         self.frontend.close()
@@ -160,7 +160,7 @@ class Scene:
         stations = pair(*frontends[:2])
         stations += [Station(guest, mac(3), mac(4), flow=2) for guest in frontends[2:]]
         traffic = Traffic(stations, load, idle="wait")
-        with running(traffic):
+        with running(traffic, frontends):
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 self.attackers.tend()
@@ -168,9 +168,6 @@ class Scene:
                 happening(self, self.chance.choice((0, 1)), traffic)
                 self.done[happening.__name__] += 1
                 self.more(traffic)
-        for frontend in frontends:
-            frontend.stop()
-        traffic.finish()  # of what the third port has sent meanwhile
         self.account(traffic, before)
         self.done["episodes"] += 1
         if self.chance.random() < 0.5:
@@ -304,12 +301,14 @@ HAPPENINGS = (nothing, pause, reconnect, migration)
 
 
 @contextmanager
-def running(traffic: Traffic) -> Iterator[None]:
+def running(traffic: Traffic, frontends: list[Frontend]) -> Iterator[None]:
+    """To the last frame: all that the first two guests have sent is taken, then the rings stop, and
+    what came by then is counted."""
     errors: list[Exception] = []
 
     def run() -> None:
         try:
-            traffic.run(linger_s=0.3)
+            traffic.run(linger_s=PATIENCE_S)
         except Exception as error:
             errors.append(error)
 
@@ -317,11 +316,23 @@ def running(traffic: Traffic) -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
         traffic.stop_sending()
+        eventually(
+            lambda: errors != [] or all(taken(traffic.counters(i)) for i in (0, 1)),
+            f"not all is taken: {traffic.counters(0)}, {traffic.counters(1)}",
+        )
+        for frontend in frontends:
+            frontend.stop()
+    finally:
+        traffic.stop()
         thread.join()
     if errors:
         raise Fault(f"an honest guest's ring: {errors[0]}")
+    traffic.finish()
+
+
+def taken(counters: Counters) -> bool:
+    return counters.done == counters.sent
 
 
 # --- The run ------------------------------------------------------------------------------------
