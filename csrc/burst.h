@@ -88,7 +88,7 @@ ALWAYS_INLINE void ring_unlock(struct burst *burst, struct ring *ring)
         store_release_u32(&ring->lock, 0);
 }
 
-static __attribute__((noinline)) void ring_release_shared(struct burst *burst, struct ring *ring)
+static inline void ring_release_shared(struct burst *burst, struct ring *ring)
 {
     if (burst->sending != NULL)
         split_publish(burst->sending);
