@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/driver/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
-.PHONY: build test test-peers bench instructions mutate demo wheel clean
+.PHONY: build test test-peers soak bench instructions mutate demo wheel clean
 
 build: $(STAMP)
 
@@ -23,6 +23,11 @@ test: build
 
 test-peers: build
 	$(BIN)/python -m pytest -q -m peers
+
+# Honest and hostile guests at once, for as long as you like: SOAK_MINUTES=60 make soak
+SOAK_MINUTES ?= 10
+soak: build
+	$(BIN)/python tests/soak.py --minutes $(SOAK_MINUTES)
 
 # Each step of the data path, and each part of the control plane: us a call (bench/subjects.py).
 bench: build

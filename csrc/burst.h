@@ -1,7 +1,8 @@
 /* What a worker holds while it forwards, and the ring that is in its hands.
  *
  * Rings that were written to are published once, at the end of the burst; one that several workers
- * fill at once, before it is let go.
+ * fill at once, before it is let go. The transmit ring comes first: a switch that is killed between
+ * the two has lost frames, and its successor sends none twice.
  */
 #ifndef VHOSTFAST_BURST_H
 #define VHOSTFAST_BURST_H
@@ -14,6 +15,7 @@
 /* What a worker holds of the packet in its hands, and what it counted. */
 struct burst {
     struct fabric *fabric;
+    struct ring *sending; /* the transmit ring that has its turn */
     struct ring *held;    /* the receive ring in its hands, locked if it is shared */
     struct ring *touched; /* rings to be published */
     uint16_t full_at;     /* avail.idx of the ring that was full last */
@@ -57,10 +59,17 @@ static inline void ring_call(struct ring *ring)
     bell_ring(ring->call_fd);
 }
 
+/* Calls the guest for what was published since it was last thought of. */
+static inline void ring_tell(struct ring *ring)
+{
+    if (ring->used_published != ring->used_tested && split_wants_call(ring))
+        ring_call(ring);
+}
+
 static inline void ring_complete(struct ring *ring)
 {
-    if (split_publish(ring) && split_wants_call(ring))
-        ring_call(ring);
+    split_publish(ring);
+    ring_tell(ring);
 }
 
 /* A ring that other workers fill too is held until it has been published; others wait for the
@@ -79,11 +88,18 @@ ALWAYS_INLINE void ring_unlock(struct burst *burst, struct ring *ring)
         store_release_u32(&ring->lock, 0);
 }
 
+static inline void ring_release_shared(struct burst *burst, struct ring *ring)
+{
+    if (burst->sending != NULL)
+        split_publish(burst->sending);
+    ring_complete(ring);
+    ring_unlock(burst, ring);
+}
+
 ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
 {
     if (ring->shared) {
-        ring_complete(ring);
-        ring_unlock(burst, ring);
+        ring_release_shared(burst, ring);
         return;
     }
     burst->held = NULL;
@@ -94,14 +110,21 @@ ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
     }
 }
 
+/* What has been sent, then who has got it. */
 static inline void publish_touched(struct burst *burst)
 {
+    struct ring *sending = burst->sending;
+    if (sending != NULL)
+        split_publish(sending);
     while (burst->touched != NULL) {
         struct ring *ring = burst->touched;
         burst->touched = ring->next_touched;
         ring->touched = false;
         ring_complete(ring);
     }
+    if (sending != NULL)
+        ring_tell(sending);
+    burst->sending = NULL;
 }
 
 ALWAYS_INLINE struct port *fixed_target(const struct fabric *fabric, struct port *from)

@@ -257,6 +257,7 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
     uint32_t moved = 0;
     bool paired = false; /* chains of two pieces were seen in this burst */
     burst->pieces = 0;
+    burst->sending = source->ring;
     source->waits_for = NULL;
     while (moved < BURST_SIZE && burst->pieces < TURN_PIECES_MAX) {
         bool odd = false;
@@ -277,7 +278,6 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
             break;
     }
     publish_touched(burst);
-    ring_complete(source->ring);
     return moved;
 }
 

@@ -44,6 +44,8 @@ static inline void burst_mend(struct burst *burst, struct ring *sent, const uint
 {
     struct port *port = fabric_owner(burst->fabric, vanished);
     port_break(port, port_lost(port, vanished));
+    if (burst->sending != NULL && ring_lost(burst->sending, vanished) != FAULT_NONE)
+        burst->sending = NULL;
     if (sent != NULL)
         ring_settle(sent);
     if (burst->held != NULL) {

@@ -173,12 +173,13 @@ static inline bool split_publish(struct ring *ring)
 /* 2.7.7.2; behind the fence (C) of publish. The first test after a start is always yes. */
 static inline bool split_wants_call(struct ring *ring)
 {
+    uint16_t before = ring->used_tested;
+    ring->used_tested = ring->used_published;
     if (!ring->event_idx)
         return !(load_once_u16(&ring->avail->flags) & VRING_AVAIL_NO_INTERRUPT);
     uint16_t event = load_once_u16(split_used_event(ring));
     uint16_t passed = (uint16_t)(ring->used_published - event - 1);
-    bool wanted = !ring->tested || passed < (uint16_t)(ring->used_published - ring->used_tested);
-    ring->used_tested = ring->used_published;
+    bool wanted = !ring->tested || passed < (uint16_t)(ring->used_published - before);
     ring->tested = true;
     return wanted;
 }

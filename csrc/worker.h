@@ -181,9 +181,6 @@ static void worker_forward(void *argument)
 {
     struct worker *worker = argument;
     publish_touched(&worker->burst);
-    if (worker->at < worker->source_count &&
-        worker->source[worker->at].port->fault == FAULT_NONE)
-        ring_complete(worker->source[worker->at].ring);
     while ((worker->at = worker_next(worker, worker->at)) < worker->source_count) {
         worker->moved += worker->forward(&worker->burst, &worker->source[worker->at]);
         worker->at++;

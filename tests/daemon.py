@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ COMMAND = [sys.executable, "-m", "vhostfast", "switch"]
 
 
 class Daemon:
-    """The process. `options` are the command line's; what it says can be read once it has ended."""
+    """The process. `options` are the command line's; what it says can be read once it has ended,
+    or in the file `log`, for one that says more than a pipe holds. `before` is a command that runs
+    the switch in its place."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, log: Path | None = None, before: Sequence[str] = ()) -> None:
         pipe = subprocess.PIPE
-        command = [*COMMAND, *options]
-        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+        command = [*before, *COMMAND, *options]
+        with open(log, "ab") if log else nullcontext(pipe) as err:
+            self.process = subprocess.Popen(command, stdout=pipe, stderr=err, text=True)
         self.pid = self.process.pid
 
     def line(self) -> str:
@@ -45,7 +48,7 @@ class Daemon:
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=10)
         assert self.process.returncode == 0, err
-        assert "Traceback" not in err
+        assert "Traceback" not in (err or "")
         return out, err
 
     def kill(self) -> None:
@@ -55,9 +58,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(*options: str) -> Iterator[Daemon]:
+def daemon(*options: str, **how: Any) -> Iterator[Daemon]:
     """A switch that doesn't outlive the block."""
-    process = Daemon(*options)
+    process = Daemon(*options, **how)
     try:
         yield process
     finally:

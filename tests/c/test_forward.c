@@ -185,8 +185,8 @@ static uint32_t forward_general(struct burst *burst, struct source *source)
     uint32_t moved = 0;
     while (moved < BURST_SIZE && forward_one(burst, source, 16))
         moved++;
+    burst->sending = source->ring;
     publish_touched(burst);
-    ring_complete(source->ring);
     return moved;
 }
 

@@ -158,6 +158,7 @@ LONG = "/" + "x" * 107
         (["--port", "a=vhost-user:/a", "--socket-mode", "9"], 2, "--socket-mode is '9': give"),
         (["--port", "a=vhost-user:/nowhere/a"], 3, "there is no folder /nowhere: create it"),
         (["--port", "a=vhost-user:/a", "--socket-group", "no such"], 3, "no such group"),
+        (["--port", "a=vhost-user:/a", "--allow-uid", "no such"], 3, "there is no such user"),
         (["--config", "/nowhere.toml"], 3, "--config /nowhere.toml: No such file"),
     ],
 )

@@ -350,6 +350,47 @@ def test_without_permission() -> None:
         assert os.listdir(folder) == []
 
 
+def test_of_users_only_those_named_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where we listen and where we connect; each that is turned away is counted."""
+    path, other = tmp_path / "s", frozenset({os.getuid() + 1})
+    refused: list[None] = []
+
+    async def turned_away(port: Listener | Connector) -> None:
+        task = asyncio.create_task(port.run(Echo(), lambda: refused.append(None)))
+        with contextlib.suppress(ConnectionError):
+            sock = await connect(path)
+            assert await talk(sock) == b""
+            sock.close()
+        while not refused:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+    with Listener("vm0", str(path), uids=other) as listener:
+        asyncio.run(turned_away(listener))
+    refused.clear()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        async def serve_nobody() -> None:
+            task = asyncio.create_task(
+                Connector("vm1", str(path), other).run(Echo(), lambda: refused.append(None))
+            )
+            while not refused:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+
+        asyncio.run(serve_nobody())
+    for name in ("vm0", "vm1"):
+        assert (
+            f"{name}: refused pid {os.getpid()} (uid {os.getuid()}): of users only" in caplog.text
+        )
+
+
 # --- client
 
 

@@ -107,6 +107,10 @@ def test_options_are_read_and_defaults_hold() -> None:
         ("socket-mode", "04755", "give three octal digits"),
         ("socket-mode", 600, "give three octal digits"),
         ("socket-group", "", "give a name"),
+        ("allow-uid", "0", "--allow-uid is '0': give a list of users, such as [64055"),
+        ("allow-uid", [], "give a list of users"),
+        ("allow-uid", [True], "give a list of users"),
+        ("allow-uid", [""], "give a name"),
         ("witness", "yes", "--witness is 'yes': say true or false"),
         ("port", "text", "give a list of texts"),
         ("port", [1], "give a list of texts"),
@@ -154,12 +158,14 @@ def test_file_has_the_same_keys_and_options_win(tmp_path: Path) -> None:
         forward = "patch"
         cpus = [0, 1]
         socket-mode = "0660"
+        allow-uid = [64055, "kvm"]
         """,
     )
     config = configure({"socket-mode": "0600", "mode": "poll"}, file)
     assert config.ports == (PortSpec("a", "/a", queue_pairs=2), PortSpec("b", "/b", client=True))
     assert (config.forward, config.cpus, config.mode) == ("patch", (0, 1), "poll")
     assert config.socket_mode == 0o600
+    assert config.allow_uid == ("64055", "kvm")
     assert configure({"port": [PORT], "forward": "drop"}, file).ports[0].name == "vm0"
 
 

@@ -12,15 +12,22 @@ if TYPE_CHECKING:
     from vhostfast.switch.daemon import Summary
 
 
+Ports = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=KIND:ARG",
+        help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=off]."
+        " Repeat it.",
+    ),
+]
+Users = Annotated[
+    list[str] | None,
+    typer.Option(metavar="UID", help="Serve front-ends of this user alone. Repeat it."),
+]
+
+
 def switch(
-    port: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=KIND:ARG",
-            help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=off]."
-            " Repeat it.",
-        ),
-    ] = None,
+    port: Ports = None,
     forward: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +51,7 @@ def switch(
     socket_group: Annotated[
         str | None, typer.Option(metavar="GROUP", help="Group of sockets made.")
     ] = None,
+    allow_uid: Users = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="TOML with the same keys; options given here win."),
@@ -73,6 +81,7 @@ def switch(
         "cpus": cpus,
         "socket-mode": socket_mode,
         "socket-group": socket_group,
+        "allow-uid": allow_uid,
         "witness": witness,
         "log-level": log_level,
     }

@@ -10,7 +10,10 @@ Nobody can connect before listen(), so mode and group hold from the first moment
 
 What a connection does is not known here: `serve` is called with each connected socket, owns it,
 and returns the reason why it ended. One front-end at a time; its successor is accepted when it
-leaves.
+leaves. Whoever is turned away is told nothing, and `refused` is called.
+
+Who a peer is the kernel says (SO_PEERCRED): the process that connected or, where we connect, that
+listens, and the user that it was then.
 """
 
 import asyncio
@@ -30,6 +33,7 @@ from vhostfast.errors import EnvironmentLacks
 log = logging.getLogger("vhostfast")
 
 Serve = Callable[[socket.socket], Awaitable[str]]
+Refused = Callable[[], None]
 
 BACKLOG = 16  # those beyond the first are accepted only to be refused
 RETRY_FIRST_S = 0.1
@@ -41,12 +45,21 @@ ACCEPT_PAUSE_S = 0.5  # after a failed accept(), such as for lack of file descri
 class Listener:
     """A server's socket, from its lock to the last front-end. Close it, or use it by `with`.
 
-    Raises EnvironmentLacks, with what to do about it, if the socket can't be made at `path`.
+    Of `uids` alone a front-end is taken; None: of any that the socket's mode lets in. Raises
+    EnvironmentLacks, with what to do about it, if the socket can't be made at `path`.
     """
 
-    def __init__(self, name: str, path: str, mode: int = 0o600, group: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        mode: int = 0o600,
+        group: int | None = None,
+        uids: frozenset[int] | None = None,
+    ) -> None:
         self.name = name
         self.path = path
+        self._uids = uids
         with contextlib.ExitStack() as undo:
             self._lock = _take_lock(path)
             undo.callback(os.close, self._lock)
@@ -75,7 +88,7 @@ class Listener:
             if _file_id(self.path) == self._file:
                 os.unlink(self.path)
 
-    async def run(self, serve: Serve) -> None:
+    async def run(self, serve: Serve, refused: Refused = lambda: None) -> None:
         """Serve one front-end after the other until cancelled."""
         current: asyncio.Task[None] | None = None
         peer: socket.socket | None = None
@@ -83,9 +96,11 @@ class Listener:
         try:
             while True:
                 sock = await self._accept()
+                why = _unwelcome(sock, self._uids)
                 if current and peer and not current.done() and not _left(peer):
-                    log.warning("%s: refused %s: a front-end is connected", self.name, _who(sock))
-                    sock.close()
+                    why = why or "a front-end is connected"
+                if why:
+                    _refuse(self.name, sock, why, refused)
                     await asyncio.sleep(REFUSED_PAUSE_S)
                     continue
                 if current:
@@ -108,11 +123,13 @@ class Listener:
 
 
 class Connector:
-    """A client's side: connects to a socket that the front-end listens on, for ever."""
+    """A client's side: connects to a socket that the front-end listens on, for ever; of `uids` as
+    Listener."""
 
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, name: str, path: str, uids: frozenset[int] | None = None) -> None:
         self.name = name
         self.path = path
+        self._uids = uids
 
     def __enter__(self) -> "Connector":
         return self
@@ -123,7 +140,7 @@ class Connector:
     def close(self) -> None:
         """Nothing: there is no file of ours."""
 
-    async def run(self, serve: Serve) -> None:
+    async def run(self, serve: Serve, refused: Refused = lambda: None) -> None:
         """Connect, serve, and connect again until cancelled.
 
         Attempts are 0.1 s apart at first, then twice as long each, 2 s at most. A connection
@@ -133,7 +150,9 @@ class Connector:
         delay, told = RETRY_FIRST_S, 0
         while True:
             sock, error = _connect(self.path)
-            if sock is not None:
+            if sock is not None and (why := _unwelcome(sock, self._uids)):
+                _refuse(self.name, sock, why, refused)
+            elif sock is not None:
                 began, told = clock(), 0
                 await _serve_one(self.name, sock, serve)
                 if clock() - began > RETRY_MAX_S:
@@ -180,11 +199,31 @@ def _left(peer: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _credentials(sock: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of the peer."""
+    layout = struct.Struct("iII")
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+    pid, uid, _ = layout.unpack(data)
+    return pid, uid
+
+
 def _who(sock: socket.socket) -> str:
     """The peer as the kernel knows it, such as 'pid 123 (uid 0)'."""
-    size = struct.calcsize("3i")
-    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    pid, uid = _credentials(sock)
     return f"pid {pid} (uid {uid})"
+
+
+def _unwelcome(sock: socket.socket, uids: frozenset[int] | None) -> str | None:
+    """Why the peer is not to be served, if so."""
+    if uids is None or _credentials(sock)[1] in uids:
+        return None
+    return f"of users only {', '.join(str(uid) for uid in sorted(uids))} may (--allow-uid)"
+
+
+def _refuse(name: str, sock: socket.socket, why: str, refused: Refused) -> None:
+    log.warning("%s: refused %s: %s", name, _who(sock), why)
+    sock.close()
+    refused()
 
 
 def _take_lock(path: str) -> int:

@@ -75,10 +75,7 @@ class Frontend:
     ) -> None:
         if sequence not in SEQUENCES:
             raise UsageError(f"sequence={sequence}: give one of {', '.join(SEQUENCES)}")
-        if not isinstance(socket, Socket):
-            reach = wire.accept if server else wire.connect
-            socket = reach(socket, timeout_s)
-        self.wire = wire.Wire(socket, timeout_s)
+        self.wire = wire.Wire(_reach(socket, server, timeout_s), timeout_s)
         self.memory = memory
         self.queue_pairs = queue_pairs
         self.enabled_pairs = queue_pairs
@@ -87,8 +84,9 @@ class Frontend:
         self.protocol_features = protocol_features
         self.rings: list[Vring] = []
         self._sequence = SEQUENCES[sequence]()
+        self._timeout_s = timeout_s
         self._stack = ExitStack()
-        self._stack.callback(self.wire.close)
+        self._stack.callback(lambda: self.wire.close())
         try:
             self._sequence.connect(self)
         except BaseException:
@@ -117,6 +115,18 @@ class Frontend:
         """Start all rings as they are, where they stopped: as after a pause of the guest."""
         self._sequence.start(self)
         self.fence()
+
+    def reconnect(self, socket: str | Path | Socket, *, server: bool = False) -> None:
+        """Once the back-end has gone: connect to it, or to its successor, and start all rings as
+        they are. Each base is where used.idx stands, which is what QEMU sends: nothing else tells
+        what was in flight. Raises as `Frontend`."""
+        self.wire.close()
+        self.wire = wire.Wire(_reach(socket, server, self._timeout_s), self._timeout_s)
+        self.features &= ~VirtioFeature.LOG_ALL
+        self._sequence.connect(self)
+        for vring in self.rings:
+            vring.base = int(vring.ring.used["idx"])
+        self.resume()
 
     def stop(self) -> list[int]:
         """Stop all rings; the base of each (vhost-user GET_VRING_BASE)."""
@@ -232,8 +242,8 @@ class Frontend:
             raise UsageError(f"queue_pairs={self.queue_pairs}: the back-end has {limit}")
 
     def make_rings(self) -> None:
-        """The vrings, as the features agreed on want them."""
-        for index in range(2 * self.queue_pairs):
+        """The vrings, as the features agreed on want them; those that are there stay."""
+        for index in range(len(self.rings), 2 * self.queue_pairs):
             vring = Vring(
                 self.memory,
                 index,
@@ -242,3 +252,9 @@ class Frontend:
                 VirtioFeature.INDIRECT_DESC in self.features,
             )
             self.rings.append(self._stack.enter_context(vring))
+
+
+def _reach(socket: str | Path | Socket, server: bool, timeout_s: float) -> Socket:
+    if isinstance(socket, Socket):
+        return socket
+    return (wire.accept if server else wire.connect)(socket, timeout_s)

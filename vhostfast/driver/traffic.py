@@ -247,6 +247,11 @@ class Traffic:
             total += Counters(missing=missing, reordered=reordered, repeated=repeated)
         return total
 
+    def flow(self, station: int, number: int) -> tuple[int, int, int, int]:
+        """(received, missing, reordered, repeated) packets of flow `number` at a station; of a lean
+        load nothing is known."""
+        return self._flows[station][number]
+
     def heard(self, station: int) -> set[int]:
         """The flows of which a station has received anything; lean loads don't look."""
         flows = self._flows[station]

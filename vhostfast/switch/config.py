@@ -48,6 +48,7 @@ class Config:
     cpus: tuple[int, ...] | None = None
     socket_mode: int = 0o600
     socket_group: str | None = None
+    allow_uid: tuple[str, ...] | None = None
     log_level: str = "info"
     witness: bool = False
 
@@ -150,6 +151,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _users(value: object) -> tuple[str, ...]:
+    words = value if isinstance(value, list) and value else [None]
+    if not all(isinstance(word, str | int) and not isinstance(word, bool) for word in words):
+        raise _Fault('give a list of users, such as [64055, "libvirt-qemu"]')
+    return tuple(_text(str(word)) for word in words)
+
+
 def _octal(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"(0o?)?[0-7]{1,3}", value):
         raise _Fault("give three octal digits as text, such as 0660")
@@ -192,6 +200,7 @@ OPTIONS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "cpus": ("cpus", _cpus),
     "socket-mode": ("socket_mode", _octal),
     "socket-group": ("socket_group", _text),
+    "allow-uid": ("allow_uid", _users),
     "witness": ("witness", _switch),
     "log-level": ("log_level", _choice(*LOG_LEVEL)),
 }

@@ -10,13 +10,15 @@ SIGTERM and SIGINT end it, with a summary; SIGUSR1 asks for a summary and nothin
 
 import asyncio
 import contextlib
+import functools
 import grp
 import logging
+import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vhostfast.device.endpoint import Connector, Listener, Serve
+from vhostfast.device.endpoint import Connector, Listener, Refused, Serve
 from vhostfast.errors import EnvironmentLacks
 from vhostfast.switch.config import Config, PortSpec
 from vhostfast.switch.journal import PERIOD_S, Moderation
@@ -25,7 +27,7 @@ from vhostfast.switch.share import fit_fds, memory_max
 log = logging.getLogger("vhostfast")
 
 TEARDOWN_S = 0.5  # for connections to end; SIGTERM to exit is promised within a second
-GID_MAX = 2**32 - 1  # which means "leave it" to chown
+ID_MAX = 2**32 - 1  # which means "leave it" to chown, and is nobody's
 AGE_TICK_S = 10.0
 AGE_LIMIT_TICKS = 30  # an address unseen for 300 s is forgotten, as IEEE 802.1D has it
 
@@ -91,6 +93,10 @@ class Switch:
             for port, spec in zip(self._ports, self._config.ports, strict=True)
         ]
 
+    def refusals(self) -> list[Refused]:
+        """For each port in order, what counts a connection that was turned away."""
+        return [functools.partial(port.count, "connections_refused") for port in self._ports]
+
     async def age(self) -> None:
         """Let the forwarding table forget addresses that nobody uses any more; for ever."""
         while True:
@@ -121,10 +127,8 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
         stack.callback(moderation.tell)
         sockets = [_open(spec, config, stack) for spec in config.ports]
         with Switch(config) as switch:
-            jobs = [
-                asyncio.create_task(port.run(serve))
-                for port, serve in zip(sockets, switch.serves(), strict=True)
-            ]
+            ends = zip(sockets, switch.serves(), switch.refusals(), strict=True)
+            jobs = [asyncio.create_task(port.run(serve, refused)) for port, serve, refused in ends]
             jobs += [
                 asyncio.create_task(switch.age()),
                 asyncio.create_task(_report_when(asked, report, switch)),
@@ -172,10 +176,11 @@ async def _report_when(
 
 def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listener | Connector:
     """A port's socket, which `stack` closes."""
+    uids = None if config.allow_uid is None else frozenset(map(_user, config.allow_uid))
     port = (
-        Connector(spec.name, spec.path)
+        Connector(spec.name, spec.path, uids)
         if spec.client
-        else Listener(spec.name, spec.path, config.socket_mode, _group(config.socket_group))
+        else Listener(spec.name, spec.path, config.socket_mode, _group(config.socket_group), uids)
     )
     stack.callback(port.close)
     return port
@@ -184,7 +189,7 @@ def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listen
 def _group(name: str | None) -> int | None:
     if name is None:
         return None
-    if name.isascii() and name.isdecimal() and int(name) < GID_MAX:
+    if _is_id(name):
         return int(name)
     try:
         return grp.getgrnam(name).gr_gid
@@ -192,3 +197,18 @@ def _group(name: str | None) -> int | None:
         raise EnvironmentLacks(
             f"--socket-group {name}: there is no such group: create it or name another"
         ) from None
+
+
+def _user(name: str) -> int:
+    if _is_id(name):
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise EnvironmentLacks(
+            f"--allow-uid {name}: there is no such user: create it or name another"
+        ) from None
+
+
+def _is_id(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and int(name) < ID_MAX
