@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/driver/*.h vhostfast/core/*.pyx vhostfast/core/*.pxd)
 
-.PHONY: build test test-peers soak bench instructions mutate demo wheel clean
+.PHONY: build test test-peers soak fuzz bench instructions mutate demo wheel clean
 
 build: $(STAMP)
 
@@ -37,6 +37,11 @@ bench: build
 # Instructions a packet against those stored, by valgrind.
 instructions: build
 	$(BIN)/python bench/instructions.py
+
+# What reads guest memory against any bytes, by clang: FUZZ_SECONDS of each target (60), two at a
+# time; an hour each is FUZZ_SECONDS=3600.
+fuzz: $(BIN)/python
+	$(BIN)/python scripts/fuzz.py
 
 # Whether a test fails for each call that marks, removed or displaced (docs/migration.md).
 mutate: build

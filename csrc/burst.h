@@ -44,9 +44,9 @@ ALWAYS_INLINE void count(struct burst *burst, const struct port *port, enum coun
 static inline void port_break(struct port *port, uint32_t fault)
 {
     const uint64_t one = 1;
-    if (port->fault != FAULT_NONE)
+    if (port_fault(port) != FAULT_NONE)
         return;
-    port->fault = fault;
+    store_once_u32(&port->fault, fault);
     ssize_t told = write(port->event_fd, &one, sizeof one);
     (void)told; /* our own eventfd: full only where it is readable anyway */
 }

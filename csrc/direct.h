@@ -67,10 +67,12 @@ ALWAYS_INLINE bool peek_pair(struct ring *ring, struct vring_desc desc, struct d
     direct->frame = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
     direct->frame_gpa = desc.addr;
     direct->size = ring->header_size + desc.len; /* one that wraps is too small, and left */
+    if (desc.flags != direction || direct->frame == NULL || desc.len > reach)
+        return false;
     prefetch(direct->header, direction);
     prefetch(direct->frame, direction);
     prefetch(direct->frame + CACHE_LINE, direction);
-    return desc.flags == direction && direct->frame != NULL && desc.len <= reach;
+    return true;
 }
 
 ALWAYS_INLINE bool peek_single(struct ring *ring, struct vring_desc desc, struct direct *direct,

@@ -32,7 +32,7 @@ struct fdb {
  * eight: a frame has 14. */
 ALWAYS_INLINE uint64_t mac_load(const uint8_t *at)
 {
-    return *(const u64_any *)at & UINT64_C(0xffffffffffff);
+    return *(const volatile u64_any *)at & UINT64_C(0xffffffffffff);
 }
 ALWAYS_INLINE bool mac_is_group(uint64_t mac) { return mac & 1; }
 
@@ -61,7 +61,7 @@ static inline void fdb_learn_anew(struct fdb_bucket *bucket, uint64_t mac, uint6
     uint32_t victim = 0, victim_age = 0;
     for (uint32_t i = 0; i < FDB_BUCKET_SIZE; i++) {
         uint64_t entry = load_once_u64(&bucket->entry[i]);
-        uint32_t age = entry == 0 ? 256 : bucket->age[i];
+        uint32_t age = entry == 0 ? 256 : load_once_u8(&bucket->age[i]);
         if (entry >> 16 == mac && entry != 0)
             age = 512; /* it moved here from another port */
         if (age >= victim_age) {
@@ -69,7 +69,7 @@ static inline void fdb_learn_anew(struct fdb_bucket *bucket, uint64_t mac, uint6
             victim_age = age;
         }
     }
-    bucket->age[victim] = 0;
+    store_once_u8(&bucket->age[victim], 0);
     store_once_u64(&bucket->entry[victim], wanted);
 }
 
@@ -84,8 +84,8 @@ ALWAYS_INLINE void fdb_learn(struct fdb *fdb, uint64_t mac, uint32_t port)
         place = load_once_u64(&bucket->entry[i]) == wanted ? i : place;
     if (unlikely(place == FDB_BUCKET_SIZE))
         fdb_learn_anew(bucket, mac, wanted);
-    else if (bucket->age[place] != 0)
-        bucket->age[place] = 0;
+    else if (load_once_u8(&bucket->age[place]) != 0)
+        store_once_u8(&bucket->age[place], 0);
 }
 
 /* One tick older; what was not seen for `limit` ticks is forgotten. Limit 0 to 255. */
@@ -96,10 +96,11 @@ static inline void fdb_age(struct fdb *fdb, uint8_t limit)
         for (uint32_t i = 0; i < FDB_BUCKET_SIZE; i++) {
             if (load_once_u64(&bucket->entry[i]) == 0)
                 continue;
-            if (bucket->age[i] >= limit)
+            uint8_t age = load_once_u8(&bucket->age[i]);
+            if (age >= limit)
                 store_once_u64(&bucket->entry[i], 0);
             else
-                bucket->age[i]++;
+                store_once_u8(&bucket->age[i], age + 1);
         }
     }
 }

@@ -59,10 +59,16 @@ struct source {
     uint32_t flooded;       /* and which of the fabric's ports is served now */
 };
 
+/* Another worker may break it at any moment. */
+ALWAYS_INLINE enum fault port_fault(const struct port *port)
+{
+    return (enum fault)load_once_u32(&port->fault);
+}
+
 /* Queue i of the sender meets queue i of the receiver, or shares one of those that it has. */
 ALWAYS_INLINE struct ring *port_receiver(const struct port *port, uint32_t queue)
 {
-    if (port == NULL || port->receiver_count == 0 || port->fault != FAULT_NONE)
+    if (port == NULL || port->receiver_count == 0 || port_fault(port) != FAULT_NONE)
         return NULL;
     if (queue >= port->receiver_count)
         queue %= port->receiver_count;

@@ -19,6 +19,10 @@
 typedef uint64_t u64_any __attribute__((aligned(1), may_alias));
 typedef uint32_t u32_any __attribute__((aligned(1), may_alias));
 
+ALWAYS_INLINE uint8_t load_once_u8(const uint8_t *at)
+{
+    return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
 ALWAYS_INLINE uint16_t load_once_u16(const uint16_t *at)
 {
     return __atomic_load_n(at, __ATOMIC_RELAXED);
@@ -40,6 +44,10 @@ ALWAYS_INLINE uint32_t load_acquire_u32(const uint32_t *at)
     return __atomic_load_n(at, __ATOMIC_ACQUIRE);
 }
 
+ALWAYS_INLINE void store_once_u8(uint8_t *at, uint8_t value)
+{
+    __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
 ALWAYS_INLINE void store_once_u16(uint16_t *at, uint16_t value)
 {
     __atomic_store_n(at, value, __ATOMIC_RELAXED);

@@ -99,7 +99,8 @@ static inline void worker_guarded(struct worker *worker, void (*body)(void *))
     for (uint32_t rings = 0; !guard_run(&worker->guard, body, worker); rings++) {
         const struct source *source = &worker->source[worker->at];
         burst_mend(burst, source->ring, worker->guard.vanished);
-        if (source->port->fault != FAULT_NONE && !guard_run(&worker->guard, worker_finish, worker))
+        if (port_fault(source->port) != FAULT_NONE &&
+            !guard_run(&worker->guard, worker_finish, worker))
             burst_mend(burst, source->ring, worker->guard.vanished);
         if (rings > 2 * PORT_COUNT_MAX * PAIR_COUNT_MAX)
             abort(); /* we touch a closed port again and again, a bug of ours */
@@ -113,7 +114,7 @@ static inline bool worker_want_room(struct burst *burst, struct source *source, 
     struct ring *full = source->waits_for;
     if (full == NULL || (full->shared && !wanted))
         return false;
-    if (fixed_target(burst->fabric, source->port)->fault != FAULT_NONE)
+    if (port_fault(fixed_target(burst->fabric, source->port)) != FAULT_NONE)
         return true; /* it waits no longer */
     ring_lock(burst, full);
     bool more = split_want_kicks(full, wanted);
@@ -127,7 +128,7 @@ static void worker_ask(void *argument)
     struct worker *worker = argument;
     for (; worker->at < worker->source_count; worker->at++) {
         struct source *source = &worker->source[worker->at];
-        if (source->port->fault != FAULT_NONE)
+        if (port_fault(source->port) != FAULT_NONE)
             continue;
         worker->more_came |= split_want_kicks(source->ring, worker->kicks_wanted);
         worker->more_came |= worker_want_room(&worker->burst, source, worker->kicks_wanted);
@@ -171,7 +172,8 @@ ALWAYS_INLINE uint32_t worker_next(const struct worker *worker, uint32_t from)
     const struct source *source = worker->source;
     const uint32_t count = worker->source_count;
     uint32_t at = from;
-    while (at < count && (source[at].port->fault != FAULT_NONE || !split_any(source[at].ring)))
+    while (at < count &&
+           (port_fault(source[at].port) != FAULT_NONE || !split_any(source[at].ring)))
         at++;
     return at;
 }

@@ -244,9 +244,36 @@ static void test_addresses_are_read_once(void)
     }
 }
 
+/* hostile: rings | a header in memory, its frame's descriptor outside of it | port closes */
+static void test_a_frame_outside_of_memory(void)
+{
+    for (uint32_t table = 0; table < 2; table++) { /* the same pair, in the ring and in a table */
+        struct world *w = &world[0];
+        world_start(w, POLICY_PATCH, true, NET_HEADER_SIZE, 0);
+        const struct vring_desc pair[2] = {
+            {.addr = 0x1000, .len = NET_HEADER_SIZE, .flags = VRING_DESC_NEXT, .next = 1},
+            {.addr = UINT64_C(1) << 40, .len = 64},
+        };
+        memcpy(w->a.ring.desc, pair, sizeof pair);
+        memcpy(at(&w->a, TABLES), pair, sizeof pair);
+        if (table)
+            guest_desc(&w->a, 0, TABLES, sizeof pair, VRING_DESC_INDIRECT, 0);
+        guest_desc(&w->b, 0, 0x1000, 0x100, VRING_DESC_WRITE, 0);
+        guest_offer(&w->a, 0);
+        guest_offer(&w->b, 0);
+        guest_publish(&w->a);
+        guest_publish(&w->b);
+        SAME(table, burst_baseline(&w->burst, &w->source), 0);
+        SAME(table, w->port[0].fault, FAULT_ADDRESS);
+        SAME(table, w->port[1].fault, FAULT_NONE);
+        SAME(table, w->b.ring.used->idx, 65500);
+    }
+}
+
 int main(void)
 {
     test_addresses_are_read_once();
+    test_a_frame_outside_of_memory();
     uint64_t packets = 0, beyond = 0, partial = 0;
     for (long row = 0; row < 3000; row++) {
         burst_function forward = burst_at((enum level)(row % LEVEL_COUNT));
