@@ -134,7 +134,7 @@ class Yard:
         for _ in range(TURNS):
             for guest in (*self.guests, self.third):
                 guest.ready()
-            self.worker.turn()
+            self.worker.turn(forgive=False)
         sent = self.sent() - counted
         assert sent > 0
         return (self.worker.busy_cycles - before) / sent

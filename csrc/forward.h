@@ -66,6 +66,19 @@ static inline enum delivery store_packet(struct burst *burst, struct ring *ring,
     return DELIVERED;
 }
 
+/* One packet whose sum is made for this receiver; the copy is put back, for the next may take it as
+ * it came. */
+static inline enum delivery store_summed(struct burst *burst, struct ring *ring,
+                                         const struct packet *frame)
+{
+    const struct segment packet = {.payload = frame->copy, .payload_size = frame->size};
+    u16_any *field = offload_sum_field(frame->copy, &frame->header), stood = *field;
+    offload_sum(frame->copy, frame->size, &frame->header);
+    enum delivery why = store_packet(burst, ring, &packet);
+    *field = stood;
+    return why;
+}
+
 /* A frame whose offloads the receiver has not taken: summed, or cut into segments. Where there is
  * room for some of them the frame waits, and goes on with the next; with `learn` the others are
  * lost. */
@@ -80,16 +93,19 @@ static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burs
     packet_copy_whole(frame);
     for (; frame->segment < count_all; frame->segment++) {
         struct segment packet;
-        if (frame->header.gso_type == NET_HEADER_GSO_NONE)
-            packet = (struct segment){.payload = frame->copy, .payload_size = frame->size};
-        else
+        uint32_t size = frame->size;
+        if (frame->header.gso_type == NET_HEADER_GSO_NONE) {
+            why = store_summed(burst, ring, frame);
+        } else {
             offload_segment(&packet, frame->copy, frame->size, &frame->header, frame->segment,
                             partial);
-        why = store_packet(burst, ring, &packet);
+            size = packet.headers_size + packet.payload_size;
+            why = store_packet(burst, ring, &packet);
+        }
         if (why != DELIVERED)
             break;
         count(burst, port, TX_PACKETS, 1);
-        count(burst, port, TX_BYTES, packet.headers_size + packet.payload_size);
+        count(burst, port, TX_BYTES, size);
     }
     if (why == FULL && burst->fabric->policy == POLICY_LEARN)
         count(burst, port, TX_DROPPED_FULL, count_all - frame->segment - 1);

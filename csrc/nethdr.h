@@ -37,14 +37,6 @@ struct packet {
     struct cursor behind;
 };
 
-/* Nothing of the frame has been read. */
-static inline void packet_start(struct packet *frame)
-{
-    frame->rest = frame->behind = frame->at;
-    frame->copied = frame->looked_at = 0;
-    frame->whole = false;
-}
-
 static inline void packet_copy(struct packet *frame, uint32_t end)
 {
     cursor_read(&frame->rest, frame->copy + frame->copied, end - frame->copied);
@@ -62,15 +54,12 @@ static inline const uint8_t *packet_look(struct packet *frame, uint32_t end)
     return frame->copy;
 }
 
-/* The whole of it, once. One packet is summed, for who needs the copy has not taken CSUM. */
+/* The whole of it, once. */
 static inline void packet_copy_whole(struct packet *frame)
 {
-    if (frame->whole)
-        return;
+    if (!frame->whole)
+        packet_copy(frame, frame->size);
     frame->whole = true;
-    packet_copy(frame, frame->size);
-    if (frame->header.gso_type == NET_HEADER_GSO_NONE)
-        offload_sum(frame->copy, frame->size, &frame->header);
 }
 
 /* A header that asks for something; false: for more than its sender has taken, or of a frame that
@@ -87,8 +76,6 @@ static inline bool packet_check(struct packet *frame, uint32_t taken)
     frame->needs = offload_needs(header);
     if (header->gso_type != NET_HEADER_GSO_NONE)
         frame->wire_size = (uint32_t)header->hdr_len + header->gso_size;
-    else
-        packet_start(frame); /* one packet, whatever its headers: the copy may be summed */
     return true;
 }
 
@@ -104,9 +91,10 @@ static inline bool nethdr_read(struct packet *frame, const struct chain *chain,
     struct cursor cursor = chain_start(chain);
     cursor_read(&cursor, &header, header_size);
     uint32_t size = (uint32_t)chain->size - header_size;
-    frame->at = cursor;
+    frame->at = frame->rest = frame->behind = cursor;
     frame->copy = copy;
-    packet_start(frame);
+    frame->copied = frame->looked_at = 0;
+    frame->whole = false;
     frame->size = frame->wire_size = size;
     frame->needs = frame->segment = 0;
     if (likely((*(const u64_any *)&header & NET_HEADER_OFFLOADS) == 0)) {

@@ -202,14 +202,19 @@ static inline bool offload_check(struct net_header *header, const uint8_t *frame
     return true;
 }
 
-/* Put the whole sum where so far is that of the pseudo-header, or whatever else was to be added.
- * Once. Never 0, which says in UDP that there is none. */
+/* Where the sum is to be put, and so far is that of the pseudo-header, or whatever else was to be
+ * added. */
+ALWAYS_INLINE u16_any *offload_sum_field(uint8_t *frame, const struct net_header *header)
+{
+    return (u16_any *)(frame + header->csum_start + header->csum_offset);
+}
+
+/* Put the whole sum there, once. Never 0, which says in UDP that there is none. */
 static inline void offload_sum(uint8_t *frame, uint32_t size, const struct net_header *header)
 {
     uint64_t sum = sum_bytes(frame + header->csum_start, size - header->csum_start, 0);
     uint16_t whole = (uint16_t)~sum_fold(sum);
-    uint8_t *field = frame + header->csum_start + header->csum_offset;
-    *(u16_any *)field = whole == 0 ? 0xffff : whole;
+    *offload_sum_field(frame, header) = whole == 0 ? 0xffff : whole;
 }
 
 static inline uint32_t offload_segment_count(const struct net_header *header, uint32_t frame_size)

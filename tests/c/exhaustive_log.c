@@ -1,6 +1,6 @@
 /* Every log of up to 130 pages and every range of pages that begins in or just behind it, with each
- * edge of a page; sizes that wrap too: exactly the bits of the pages touched are set, others are
- * kept, and a range that ends beyond the log sets none and is counted.
+ * edge of a page, and sizes up to the end of all addresses: exactly the bits of the pages touched are
+ * set, others are kept, and a range that ends beyond the log sets none and is counted.
  */
 #include "log.h"
 
@@ -57,7 +57,8 @@ static void mark_odd(uint64_t *word, uint64_t page_count)
                                     UINT64_MAX - 3, UINT64_MAX - 1, UINT64_MAX};
     for (size_t a = 0; a < COUNT(at); a++)
         for (size_t s = 0; s < COUNT(size); s++)
-            mark(word, page_count, at[a], size[s], 0);
+            if ((wide)at[a] + size[s] <= UINT64_MAX)
+                mark(word, page_count, at[a], size[s], 0);
 }
 
 int main(void)

@@ -139,8 +139,44 @@ static void test_several_wait_for_one_receiver(void)
     CHECK(worker_turn(&worker) == 1);
 }
 
+/* A turn that takes 64 quanta of the second port's, and none of the first's. */
+static uint32_t turns[2];
+
+static uint32_t take_long(struct burst *burst, struct source *which)
+{
+    uint64_t begin = cycle_count();
+    (void)burst;
+    turns[which->port->index]++;
+    while (which->port->index == 1 && cycle_count() - begin < 64 * QUANTUM_CYCLES)
+        relax();
+    return 1;
+}
+
+static void test_who_takes_more_sits_out(void)
+{
+    start(MODE_POLL);
+    struct source both[] = {source, {.ring = &b.ring, .port = &ports[1]}};
+    worker.source = both;
+    worker.source_count = 2;
+    worker.forward = take_long;
+    a.ring.last_avail = b.ring.last_avail = 1; /* there is something to do, all the time */
+    store_release_u32(&worker.word, WORKER_GO);
+    for (uint32_t i = 0; i < 640; i++)
+        CHECK(worker_turn(&worker) > 0);
+    CHECK(turns[0] > 600 && turns[1] > 1 && turns[1] < 16);
+    uint32_t before = turns[1];
+    a.ring.last_avail = a.ring.avail->idx; /* now nobody else has */
+    for (uint32_t i = 0; i < 10; i++)
+        CHECK(worker_turn(&worker) == 1);
+    SAME(-1, turns[1], before + 10);
+    close(worker.epoll_fd);
+    close(worker.wake_fd);
+    close(kick_fd);
+}
+
 int main(void)
 {
+    test_who_takes_more_sits_out();
     test_several_wait_for_one_receiver();
     test_mode(MODE_INTERRUPT, FRAME_COUNT);
     test_mode(MODE_ADAPTIVE, FRAME_COUNT);

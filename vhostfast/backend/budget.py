@@ -5,7 +5,8 @@ without end would take both from the others. So each port has BURST_S of the thr
 far more than any front-end's start takes, and what it has used comes back slowly, at its part of
 SHARE of all time. Who has used up more waits, and the socket's buffer with him.
 
-Counted is the processor's time, so that a machine with other things to do delays nobody twice.
+Counted is the processor's time, so that a machine with other things to do delays nobody twice; and
+that in which the workers are waited for.
 """
 
 import time
@@ -14,9 +15,7 @@ from contextlib import contextmanager
 
 BURST_S = 1.0
 SHARE = 0.25  # of one CPU, for all ports together
-TURN_MAX_S = (
-    0.05  # to unmap much memory takes long, and a lawful guest must not wait for that later
-)
+TURN_MAX_S = 0.05  # to unmap much memory takes long: a lawful guest must not wait for that later
 
 
 class Budget:

@@ -6,6 +6,7 @@ atomic word, and each worker answers at the end of its burst.
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -87,7 +88,6 @@ class FabricPort:
         self._workers = workers
         self.name = port.name
         self.event_fd = port.event_fd
-        self.paused = workers.paused
         self.attach = port.attach
         self.detach = port.detach
         self.count = port.count
@@ -97,14 +97,24 @@ class FabricPort:
     def fault(self) -> str | None:
         return self.port.fault
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """As Workers.paused; the time that the control plane waits for them is on the port too."""
+        began = time.monotonic() - time.thread_time()
+        try:
+            with self._workers.paused():
+                yield
+        finally:
+            self.budget.spend(time.monotonic() - time.thread_time() - began)
+
     def announce(self, mac: bytes) -> None:
         """Learn the address and tell the other ports, as the guest itself would (RARP)."""
-        with self._workers.paused():
+        with self.paused():
             self.port.fabric.learn(mac, self.port)
             self.port.fabric.inject(self.port, rarp(mac))
 
     def reset(self) -> None:
-        with self._workers.paused():
+        with self.paused():
             self.port.reset()
 
 

@@ -104,8 +104,9 @@ class Worker:
     def run(self) -> None:
         """The loop, without the GIL, until `stop`. For a thread of its own."""
 
-    def turn(self) -> int:
-        """One burst from each source, here and now, instead of `run`; packets taken."""
+    def turn(self, forgive: bool = True) -> int:
+        """One burst from each source, here and now, instead of `run`; packets taken. Unless it may
+        `forgive`, a port that took more than its share of the turns before may have to sit out."""
 
     def go(self) -> None: ...
     def rest(self) -> None:

@@ -105,6 +105,7 @@ cdef extern from "worker.h" nogil:
     void worker_init(worker *worker)
     void worker_run(worker *worker)
     void worker_tell(worker *worker, int word)
+    void worker_forgive(worker *worker)
     uint32_t worker_turn(worker *worker)
 
 
@@ -446,10 +447,12 @@ cdef class Worker:
         with nogil:
             worker_run(self.c)
 
-    def turn(self):
+    def turn(self, bint forgive=True):
         cdef uint32_t moved
         with nogil:
             worker_tell(self.c, WORKER_GO)
+            if forgive:
+                worker_forgive(self.c)
             moved = worker_turn(self.c)
             worker_tell(self.c, WORKER_REST)
         return moved
