@@ -107,8 +107,8 @@ static inline void log_gather_run(struct marker *marker)
 }
 
 /* Mark the pages of [gpa, gpa + size), which ends before 2^64 as each region does, and whose bytes
- * have been stored. Neighbours are marked as one: between them is less than a page, so none that was
- * not stored to. */
+ * have been stored. Neighbours are marked as one: between them is less than a page, so none that
+ * was not stored to. */
 ALWAYS_INLINE void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
 {
     if (likely(marker->log == NULL) || size == 0)

@@ -1,6 +1,6 @@
 /* Every log of up to 130 pages and every range of pages that begins in or just behind it, with each
- * edge of a page, and sizes up to the end of all addresses: exactly the bits of the pages touched are
- * set, others are kept, and a range that ends beyond the log sets none and is counted.
+ * edge of a page, and sizes up to the end of all addresses: exactly the bits of the pages touched
+ * are set, others are kept, and a range that ends beyond the log sets none and is counted.
  */
 #include "log.h"
 
