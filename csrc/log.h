@@ -131,7 +131,7 @@ static inline void log_set(struct marker *marker)
 /* Everything stored before is visible before its bit. */
 static inline void log_flush(struct marker *marker)
 {
-    if (marker->count == 0 && marker->start == marker->end)
+    if (marker->log == NULL || (marker->count == 0 && marker->start == marker->end))
         return;
     fence_full(); /* E; step: fence */
     log_set(marker);

@@ -165,7 +165,8 @@ static inline bool split_publish(struct ring *ring)
         split_mark_elements(ring, ring->used_published, ring->used_next);
     store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
     fence_full(); /* C for wants_call, E for these marks; step: fence */
-    log_set(&ring->marker);
+    if (unlikely(ring->marker.log != NULL))
+        log_set(&ring->marker);
     ring->used_published = ring->used_next;
     return true;
 }

@@ -54,9 +54,16 @@ SAME: dict[tuple[str, str, str], str] = {
         "a gap of less than a page stays one with its last bit set",
     ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "gaps one less"):
         "each range is marked by itself",
+    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "end one more"):
+        "each range is marked by itself",
+    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "end one less"):
+        "before the first there is no gap",
+    ("direct_mark_group", "if (paired)", "always"):
+        "gaps to what was never set: each range is marked by itself",
     ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
         "each range is marked by itself",
-    ("log_flush", "if (marker->count == 0 && marker->start == marker->end)", "never"):
+    ("log_flush",
+     "if (marker->log == NULL || (marker->count == 0 && marker->start == marker->end))", "never"):
         "log_set looks itself: it spares a fence",
     ("log_set_word", "if (bits != 0)", "always"): "or'ing nothing: it spares an atomic",
     ("log_set_words", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",

@@ -19,4 +19,4 @@ def test_every_row_has_its_turn(tmp_path: Path) -> None:
     assert found["rings"].keys() == fairness.THIRD.keys()
     assert found["control"].keys() == fairness.CONTROL.keys()
     assert found["rings"][fairness.ALONE] == 1
-    assert found["rings"]["chains of 32768 pieces"] < 1
+    assert all(share > 0 for share in found["rings"].values())

@@ -45,7 +45,8 @@ def packets(draw: st.DrawFn, mergeable: bool, number: int) -> Sent:
     missing = HEADER + size if size >= 14 else 0
     while missing > 0:
         pieces = draw(PIECES)
-        least = HEADER if mergeable and len(buffers) < 2 else missing
+        least = missing if len(buffers) == 2 or not mergeable else 0
+        least = max(least, HEADER) if mergeable else least
         pieces.append(max(least - sum(pieces), draw(st.integers(0, 90))))
         buffers.append(pieces)
         missing -= sum(pieces)

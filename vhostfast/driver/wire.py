@@ -23,6 +23,14 @@ _RETRY_S = 0.005
 _PATH_MAX = 107  # sockaddr_un's 108 bytes, less the closing zero
 
 
+def _is_no_socket(path: str | Path) -> bool:
+    """Whether something else is there; a back-end that restarts may take its socket away."""
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def connect(path: str | Path, timeout_s: float) -> socket.socket:
     """Connect to the back-end that listens at `path`, waiting for it to come up.
 
@@ -40,7 +48,7 @@ def connect(path: str | Path, timeout_s: float) -> socket.socket:
             return sock
         except (FileNotFoundError, ConnectionRefusedError) as error:
             sock.close()
-            if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+            if _is_no_socket(path):
                 raise EnvironmentLacks(f"{path} is not a socket") from error
             if time.monotonic() > deadline:
                 raise EnvironmentLacks(f"nobody serves {path}: start the back-end") from error
