@@ -151,7 +151,9 @@ def rings(rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             for row, yard in yards.items():
                 costs[row].append(yard.cost())
-    low = {row: statistics.quantiles(found, n=4)[0] for row, found in costs.items()}
+    low = {
+        row: statistics.quantiles(found, n=4, method="inclusive")[0] for row, found in costs.items()
+    }
     return {row: low[ALONE] / cost for row, cost in low.items()}
 
 

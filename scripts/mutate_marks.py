@@ -60,6 +60,9 @@ SAME: dict[tuple[str, str, str], str] = {
         "before the first there is no gap",
     ("direct_mark_group", "if (paired)", "always"):
         "gaps to what was never set: each range is marked by itself",
+    ("direct_mark_group", "log_mark(&ring->marker, frame_gpa, sent[i].size - skip)",
+     "before the bytes"):
+        "the other order of two marks: the bytes of both were stored before",
     ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
         "each range is marked by itself",
     ("log_flush",

@@ -90,6 +90,21 @@ static void test_random_marks(void)
     SAME(-1, log.beyond, 0);
 }
 
+/* As many words as there is room for wait for the flush, so that each is an atomic once. */
+static void test_words_wait(void)
+{
+    enum { WORDS = LOG_CACHE_SIZE + 1, WORD_BYTES = 64 * LOG_PAGE };
+    struct log log = guest_log(64 * WORDS);
+    struct marker marker = {.log = &log};
+    for (uint64_t word = 0; word < WORDS; word++)
+        log_mark(&marker, word * WORD_BYTES, 1);
+    for (uint64_t word = 0; word < WORDS; word++)
+        CHECK(!log_has(&log, word * 64));
+    log_flush(&marker);
+    for (uint64_t word = 0; word < WORDS; word++)
+        CHECK(log_has(&log, word * 64));
+}
+
 /* Who waits for news is told of bits, and not of none. */
 static void test_news(void)
 {
@@ -189,6 +204,7 @@ int main(void)
     test_without_a_log();
     test_random_marks();
     test_runs();
+    test_words_wait();
     test_news();
     test_nothing_is_missed_while_it_is_collected();
     return 0;
