@@ -96,6 +96,16 @@ static inline void ring_release_shared(struct burst *burst, struct ring *ring)
     ring_unlock(burst, ring);
 }
 
+/* To be published at the burst's end. */
+ALWAYS_INLINE void ring_touch(struct burst *burst, struct ring *ring)
+{
+    if (!ring->touched) {
+        ring->touched = true;
+        ring->next_touched = burst->touched;
+        burst->touched = ring;
+    }
+}
+
 ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
 {
     if (ring->shared) {
@@ -103,11 +113,7 @@ ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
         return;
     }
     burst->held = NULL;
-    if (!ring->touched) {
-        ring->touched = true;
-        ring->next_touched = burst->touched;
-        burst->touched = ring;
-    }
+    ring_touch(burst, ring);
 }
 
 /* What has been sent, then who has got it. */
@@ -120,7 +126,9 @@ static inline void publish_touched(struct burst *burst)
         struct ring *ring = burst->touched;
         burst->touched = ring->next_touched;
         ring->touched = false;
+        ring_lock(burst, ring); /* one that is shared is here only where a burst broke off */
         ring_complete(ring);
+        ring_unlock(burst, ring);
     }
     if (sending != NULL)
         ring_tell(sending);

@@ -15,7 +15,7 @@
 struct log {
     uint64_t *word;      /* the first word of the map, offset applied */
     uint64_t page_count; /* pages that it covers */
-    uint64_t beyond; /* marks past its end: made impossible when it was checked, so each is a bug of
+    uint64_t beyond; /* runs past its end: made impossible when it was checked, so each is a bug of
                         ours */
     uint64_t *marked; /* every bit that we have set, for a witness to compare; NULL: nobody does */
     int event_fd;     /* told when bits were set (SET_LOG_FD); -1: nobody is */
@@ -85,24 +85,23 @@ static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bi
     marker->count++;
 }
 
-/* The run has ended: its pages. */
+/* The run has ended: its pages, as far as the log goes. */
 static inline void log_gather_run(struct marker *marker)
 {
     const uint64_t start = marker->start, end = marker->end - 1; /* the last byte */
-    uint64_t page = start >> LOG_PAGE_SHIFT, last = end >> LOG_PAGE_SHIFT;
+    uint64_t page = start >> LOG_PAGE_SHIFT, stop = (end >> LOG_PAGE_SHIFT) + 1;
     if (start == marker->end)
         return;
     marker->start = marker->end = 0; /* what lies within a page of 0 is on page 0 */
-    if (unlikely(last >= marker->log->page_count || end < start)) {
+    if (unlikely(stop > marker->log->page_count || end < start)) {
         marker->log->beyond++;
-        return;
+        stop = marker->log->page_count;
     }
-    while (page <= last) {
-        uint64_t index = page / 64;
-        uint64_t from = page % 64;
-        uint64_t to = last / 64 == index ? last % 64 : 63;
-        log_gather(marker, index, (~UINT64_C(0) << from) & (~UINT64_C(0) >> (63 - to)));
-        page = (index + 1) * 64;
+    while (page < stop) {
+        uint64_t index = page / 64, next = (index + 1) * 64;
+        uint64_t to = (next < stop ? next : stop) - 1;
+        log_gather(marker, index, (~UINT64_C(0) << page % 64) & (~UINT64_C(0) >> (63 - to % 64)));
+        page = next;
     }
 }
 
@@ -126,6 +125,17 @@ static inline void log_set(struct marker *marker)
     log_gather_run(marker);
     if (marker->count > 0)
         log_set_words(marker);
+}
+
+/* Another log from now on, or none. What is still kept, of a burst that broke off, is of buffers
+ * that are not the guest's yet; in the new log there may be no place for it. */
+static inline void log_turn(struct marker *marker, struct log *log)
+{
+    if (marker->log == log)
+        return;
+    marker->log = log;
+    marker->start = marker->end = 0;
+    marker->count = 0;
 }
 
 /* Everything stored before is visible before its bit. */

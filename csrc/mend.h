@@ -48,9 +48,12 @@ static inline void burst_mend(struct burst *burst, struct ring *sent, const uint
         burst->sending = NULL;
     if (sent != NULL)
         ring_settle(sent);
-    if (burst->held != NULL) {
-        ring_settle(burst->held);
-        ring_unlock(burst, burst->held);
+    struct ring *held = burst->held;
+    if (held != NULL) {
+        ring_settle(held);
+        if (held->used_next != held->used_published && ring_lost(held, vanished) == FAULT_NONE)
+            ring_touch(burst, held); /* it has packets: it was another's memory */
+        ring_unlock(burst, held);
     }
 }
 

@@ -27,11 +27,11 @@ struct region_table {
 /* Where the search for a GPA begins and ends: most places are of one region. */
 static inline void region_table_index(struct region_table *table)
 {
-    const struct region *last = &table->region[table->count - 1];
     uint32_t at = 0;
     table->places = table->shift = 0;
     if (table->count == 0)
         return;
+    const struct region *last = &table->region[table->count - 1];
     while ((last->gpa + last->size - 1) >> table->shift >= REGION_PLACES)
         table->shift++;
     for (uint64_t place = 0; place < REGION_PLACES; place++) {

@@ -20,7 +20,7 @@
 
 enum worker_limit {
     QUANTUM_CYCLES = 4096,
-    DEBT_CYCLES_MAX = 128 * QUANTUM_CYCLES, /* of a turn in which the worker lost its CPU */
+    DEBT_CYCLES_MAX = 16384 * QUANTUM_CYCLES, /* of a turn in which the worker lost its CPU */
 };
 enum worker_word { WORKER_GO, WORKER_REST, WORKER_STOP };
 enum worker_mode { MODE_POLL, MODE_INTERRUPT, MODE_ADAPTIVE };
@@ -48,8 +48,9 @@ struct worker {
     bool held;          /* somebody sat this slice out */
     uint32_t slice;     /* counts them */
     struct account {
-        int64_t credit; /* cycles; below 0 it sits out */
+        int64_t credit; /* cycles */
         uint32_t slice; /* in which it had its last quantum */
+        bool admitted;  /* in that slice, with all its queues */
     } account[PORT_COUNT_MAX];
     bool kicks_wanted;
     bool more_came;
@@ -202,8 +203,9 @@ static inline bool worker_admits(struct worker *worker, const struct port *port)
         account->credit += QUANTUM_CYCLES;
         if (account->credit > QUANTUM_CYCLES)
             account->credit = QUANTUM_CYCLES;
+        account->admitted = account->credit > 0;
     }
-    return account->credit > 0;
+    return account->admitted;
 }
 
 static inline void worker_charge(struct worker *worker, const struct port *port, uint64_t spent)

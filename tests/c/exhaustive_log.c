@@ -1,6 +1,6 @@
 /* Every log of up to 130 pages and every range of pages that begins in or just behind it, with each
  * edge of a page, and sizes up to the end of all addresses: exactly the bits of the pages touched
- * are set, others are kept, and a range that ends beyond the log sets none and is counted.
+ * are set, others are kept, and a range that ends beyond the log is counted.
  */
 #include "log.h"
 
@@ -28,9 +28,10 @@ static void mark(uint64_t *word, uint64_t page_count, uint64_t gpa, uint64_t siz
     SAME(marks, log.beyond, !holds);
     for (uint64_t i = 0; i < words; i++) {
         uint64_t wanted = before;
-        for (uint64_t bit = 0; holds && size > 0 && bit < 64; bit++) {
+        for (uint64_t bit = 0; size > 0 && bit < 64; bit++) {
             uint64_t page = i * 64 + bit;
-            if ((wide)page * LOG_PAGE < end && (wide)(page + 1) * LOG_PAGE > gpa)
+            if (page < page_count && (wide)page * LOG_PAGE < end &&
+                (wide)(page + 1) * LOG_PAGE > gpa)
                 wanted |= UINT64_C(1) << bit;
         }
         SAME(marks, word[i], wanted);

@@ -26,13 +26,13 @@ static const struct {
     {10 * LOG_PAGE + 5, 150 * LOG_PAGE, 10, 160, 0},
     {(PAGES - 1) * LOG_PAGE, LOG_PAGE, PAGES - 1, PAGES - 1, 0}, /* the end of the log */
     {0, (uint64_t)PAGES * LOG_PAGE, 0, PAGES - 1, 0},
-    {(PAGES - 1) * LOG_PAGE, LOG_PAGE + 1, 1, 0, 1}, /* one beyond: nothing of it */
+    {(PAGES - 1) * LOG_PAGE, LOG_PAGE + 1, PAGES - 1, PAGES - 1, 1}, /* one beyond */
     {(uint64_t)PAGES * LOG_PAGE, 1, 1, 0, 1},
     {(uint64_t)PAGES * LOG_PAGE, 0, 1, 0, 0},
     {UINT64_MAX, 1, 1, 0, 1},
     {UINT64_MAX, 2, 1, 0, 1}, /* wraps */
-    {0, UINT64_MAX, 1, 0, 1},
-    {LOG_PAGE, UINT64_MAX, 1, 0, 1},
+    {0, UINT64_MAX, 0, PAGES - 1, 1},
+    {LOG_PAGE, UINT64_MAX, 1, PAGES - 1, 1},
 };
 
 static void test_marks(void)
@@ -103,6 +103,28 @@ static void test_words_wait(void)
     log_flush(&marker);
     for (uint64_t word = 0; word < WORDS; word++)
         CHECK(log_has(&log, word * 64));
+}
+
+/* What was kept for one log does not go into the next, of which it may lie beyond the end. */
+static void test_another_log(void)
+{
+    struct log first = guest_log(64 * 4), second = guest_log(64);
+    struct marker marker = {.log = &first};
+    log_mark(&marker, 200 * LOG_PAGE, 1);
+    log_mark(&marker, 100 * LOG_PAGE, 1);
+    log_mark(&marker, 5 * LOG_PAGE, 1); /* two are gathered, and a run */
+    log_turn(&marker, &first); /* which it is already */
+    SAME(0, marker.count, 2);
+    log_turn(&marker, &second);
+    CHECK(marker.log == &second);
+    log_flush(&marker);
+    CHECK(second.word[0] == 0 && second.beyond == 0);
+    log_mark(&marker, 7 * LOG_PAGE, 1);
+    log_flush(&marker);
+    CHECK(second.word[0] == 1 << 7);
+    log_turn(&marker, NULL);
+    log_mark(&marker, 7 * LOG_PAGE, 1);
+    SAME(1, marker.start + marker.end, 0);
 }
 
 /* Who waits for news is told of bits, and not of none. */
@@ -205,6 +227,7 @@ int main(void)
     test_random_marks();
     test_runs();
     test_words_wait();
+    test_another_log();
     test_news();
     test_nothing_is_missed_while_it_is_collected();
     return 0;

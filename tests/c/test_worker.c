@@ -174,9 +174,38 @@ static void test_who_takes_more_sits_out(void)
     close(kick_fd);
 }
 
+/* Both queues of a port have their turns, however long those of the first are. */
+static uint32_t of_queue[2];
+
+static uint32_t take_long_by_queue(struct burst *burst, struct source *which)
+{
+    of_queue[which->queue]++;
+    return take_long(burst, which);
+}
+
+static void test_queues_of_a_port_share_its_turns(void)
+{
+    start(MODE_POLL);
+    struct source both[] = {{.ring = &a.ring, .port = &ports[1]},
+                            {.ring = &b.ring, .port = &ports[1], .queue = 1}};
+    worker.source = both;
+    worker.source_count = 2;
+    worker.forward = take_long_by_queue;
+    a.ring.last_avail = b.ring.last_avail = 1;
+    store_release_u32(&worker.word, WORKER_GO);
+    for (uint32_t i = 0; i < 20; i++)
+        CHECK(worker_turn(&worker) == 2);
+    SAME(0, of_queue[0], 20);
+    SAME(1, of_queue[1], 20);
+    close(worker.epoll_fd);
+    close(worker.wake_fd);
+    close(kick_fd);
+}
+
 int main(void)
 {
     test_who_takes_more_sits_out();
+    test_queues_of_a_port_share_its_turns();
     test_several_wait_for_one_receiver();
     test_mode(MODE_INTERRUPT, FRAME_COUNT);
     test_mode(MODE_ADAPTIVE, FRAME_COUNT);

@@ -161,7 +161,12 @@ BAD = {
         Bad("nine fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 9, ends=True),
         Bad("200 fds", raw(Request.SET_OWNER), "number of fds", ["eventfd"] * 200, ends=True),
         *(
-            Bad(f"{kind} as {request.name[10:]}", u64(request, 4), "must be an eventfd", [kind])
+            Bad(
+                f"{kind} as {request.name.removeprefix('SET_VRING_')}",
+                u64(request, 4),
+                "must be an eventfd",
+                [kind],
+            )
             for request in (
                 Request.SET_LOG_FD,
                 Request.SET_VRING_KICK,

@@ -59,10 +59,10 @@ def exchange(a: Frontend, b: Frontend) -> None:
     with Migration(a) as migration:
         migration.begin()
         thread.start()
-        migration.replace()
+        marked = migration.replace().size
         thread.join()
         a.stop()
-        assert migration.take().size
+        assert marked + migration.take().size
     b.stop()
     counters = traffic.counters()
     assert (counters.received, counters.corrupt, counters.repeated) == (2 * COUNT, 0, 0)

@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from vhostfast.core.memory cimport GuestMemory, Log, log, marker, region_table
+from vhostfast.core.memory cimport GuestMemory, Log, log, log_turn, marker, region_table
 
 
 cdef extern from "ring.h" nogil:

@@ -145,7 +145,7 @@ cdef class Ring:
 
     def set_log(self, Log log, used_log):
         self.log = log
-        self.c.marker.log = NULL if log is None else &log.c
+        log_turn(&self.c.marker, NULL if log is None else &log.c)
         self.c.marks_used = log is not None and used_log is not None
         self.c.used_log = 0 if used_log is None else used_log
 

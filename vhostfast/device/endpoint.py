@@ -38,7 +38,8 @@ Refused = Callable[[], None]
 BACKLOG = 16  # those beyond the first are accepted only to be refused
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
-REFUSED_PAUSE_S = 0.05  # who tries again at once gets no more of us than that
+REFUSED_AT_ONCE = 16  # then there is a pause: who tries again at once gets no more of us than that
+REFUSED_PAUSE_S = 0.05
 ACCEPT_PAUSE_S = 0.5  # after a failed accept(), such as for lack of file descriptors
 
 
@@ -92,6 +93,7 @@ class Listener:
         """Serve one front-end after the other until cancelled."""
         current: asyncio.Task[None] | None = None
         peer: socket.socket | None = None
+        refusals = 0
         log.info("%s: listening on %s", self.name, self.path)
         try:
             while True:
@@ -101,7 +103,9 @@ class Listener:
                     why = why or "a front-end is connected"
                 if why:
                     _refuse(self.name, sock, why, refused)
-                    await asyncio.sleep(REFUSED_PAUSE_S)
+                    refusals += 1
+                    if refusals % REFUSED_AT_ONCE == 0:
+                        await asyncio.sleep(REFUSED_PAUSE_S)
                     continue
                 if current:
                     await asyncio.wait([current])  # its rings must be down before the next
