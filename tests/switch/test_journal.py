@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vhostfast.switch.journal import LINES, Moderation
+from vhostfast.switch.journal import DEBUG_LINES, LINES, Moderation
 
 log = logging.getLogger("vhostfast")
 
@@ -24,7 +24,7 @@ def kept() -> Iterator[tuple[list[str], Moderation]]:
     handler, moderation = Kept(), Moderation()
     handler.addFilter(moderation)
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     yield handler.lines, moderation
     log.removeHandler(handler)
     log.setLevel(logging.NOTSET)
@@ -53,6 +53,16 @@ def test_other_ports_and_other_kinds_have_their_own(kept: tuple[list[str], Moder
     log.info("%s: disconnected: %s", "vm0", "y")
     log.info("no port's")
     assert lines == ["vm1: refused: x", "vm0: disconnected: y", "no port's"]
+
+
+def test_who_asks_for_each_message_gets_those_of_a_boot(kept: tuple[list[str], Moderation]) -> None:
+    lines, moderation = kept
+    for number in range(DEBUG_LINES + 5):
+        log.debug("%s: %s %s", "vm0", "SET_VRING_ADDR", number)
+    assert lines == [f"vm0: SET_VRING_ADDR {number}" for number in range(DEBUG_LINES)]
+    lines.clear()
+    moderation.tell()
+    assert lines == ['vm0: … and 5 more like this in the last 10 s: "%s %s"']
 
 
 def test_what_is_of_no_port_is_never_left_out(kept: tuple[list[str], Moderation]) -> None:
