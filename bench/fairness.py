@@ -45,16 +45,21 @@ NOBODY = mac(77)  # what is for it goes to all
 
 
 class Guest:
-    """Rings of a guest at a port; what it sends stays in its ring and is offered again."""
+    """Rings of a guest at a port; what it sends stays in its ring and is offered again.
+
+    `pieces` more follow what it sends, `room` more its only receive buffer, which it offers for
+    each frame.
+    """
 
     def __init__(self, fabric: Fabric, number: int, stack: ExitStack, sends: list[bytes],
-                 *, pieces: int = 0, size: int = 256, buffers: bool = True) -> None:  # fmt: skip
+                 *, pieces: int = 0, size: int = 256, buffers: bool = True,
+                 room: int = 0) -> None:  # fmt: skip
         self.memory = stack.enter_context(GuestMemory(MEMORY))
         self.port = fabric.add_port(f"port{number}")
         regions = zip(self.memory.regions, self.memory.fds, strict=True)
         space = mapped.GuestMemory((r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in regions)
         self.vrings = []
-        for index, ring_size in enumerate((1024, size)):
+        for index, ring_size in enumerate((32768 if room else 1024, size)):
             vring = stack.enter_context(Vring(self.memory, index, ring_size))
             ring, place = Ring(index), vring.addresses()
             ring.start(
@@ -64,21 +69,25 @@ class Guest:
             vring.ring.want_calls(False)
             self.port.attach(ring)
             self.vrings.append(vring)
-        self._offer(sends, pieces, buffers)
+        self._offer(sends, pieces, buffers, room)
 
-    def _offer(self, sends: list[bytes], pieces: int, buffers: bool) -> None:
+    def _offer(self, sends: list[bytes], pieces: int, buffers: bool, room: int) -> None:
         receive, send = (vring.ring for vring in self.vrings)
-        for _ in range(receive.size if buffers else 0):
-            receive.add([(self.memory.take(BUFFER_SIZE), BUFFER_SIZE, True)], publish=False)
+        posted = []
+        for _ in range(buffers and (1 if room else receive.size)):
+            buffer = self.memory.take(BUFFER_SIZE)
+            chain = [(buffer, BUFFER_SIZE, True)] + [(buffer, 0, True)] * room
+            posted.append(receive.add(chain, publish=False))
         heads = []
         for data in sends:
             gpa = self.memory.take(len(data))
             self.memory.write(gpa, data)
             chain = [(gpa, len(data), False)] + [(gpa, 1, False)] * pieces
             heads.append(send.add(chain, publish=False))
-        for slot in range(send.size if heads else 0):
-            send.avail["ring"][slot] = heads[slot % len(heads)]
-        self._full = [bool(buffers) * receive.size, bool(heads) * send.size]
+        for ring, offered in ((receive, posted), (send, heads)):
+            for slot in range(ring.size if offered else 0):
+                ring.avail["ring"][slot] = offered[slot % len(offered)]
+        self._full = [bool(posted) * receive.size, bool(heads) * send.size]
 
     def ready(self) -> None:
         """All that was used is on offer again."""
@@ -108,6 +117,9 @@ THIRD: dict[str, dict[str, object]] = {
     "never takes its packets": {"sends": [], "buffers": False},
     "chains of 1024 pieces": {"sends": [frame(NOBODY, mac(9))], "pieces": 1023, "size": 1024},
     "chains of 32768 pieces": {"sends": [frame(NOBODY, mac(9))], "pieces": 32767, "size": 32768},
+    "takes into 1024 pieces": {"sends": [], "room": 1023},
+    "takes into 32768 pieces": {"sends": [], "room": 32767},
+    "floods, takes into 32768": {"sends": [frame(NOBODY, mac(9))] * 256, "room": 32767},
     "TCP packets of 2048 segments": {"sends": [tiny_segments()]},
 }
 

@@ -9,6 +9,7 @@
 
 #include <unistd.h>
 
+#include "account.h"
 #include "port.h"
 #include "split.h"
 
@@ -25,6 +26,7 @@ struct burst {
     struct span sent_span[SPAN_COUNT_MAX], room_span[SPAN_COUNT_MAX];
     uint8_t copy[FRAME_SIZE_MAX]; /* of a frame whose offloads a receiver has not taken */
     struct counters counters[PORT_COUNT_MAX];
+    struct accounts accounts;
 };
 
 static inline void burst_init(struct burst *burst, struct fabric *fabric)

@@ -8,7 +8,22 @@
 
 #include "direct.h"
 
-enum delivery { DELIVERED, NO_RECEIVER, FULL, TOO_BIG };
+enum delivery {
+    DELIVERED,
+    NO_RECEIVER,
+    FULL,
+    TOO_BIG,
+    COSTLY, /* account.h */
+    PARTLY, /* patch: its next segments in the next turn */
+};
+
+/* What is counted at the receiver. */
+ALWAYS_INLINE enum counter loss_of(enum delivery why)
+{
+    return why == FULL     ? TX_DROPPED_FULL
+           : why == COSTLY ? TX_DROPPED_COSTLY
+                           : TX_DROPPED_TOO_BIG;
+}
 
 /* Take as many receive buffers as `size` bytes need; the number, or 0 with the reason. */
 static inline uint32_t take_room(struct burst *burst, struct ring *ring, uint64_t size,
@@ -55,7 +70,6 @@ static inline enum delivery store_packet(struct burst *burst, struct ring *ring,
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + packet->headers_size + packet->payload_size;
     uint32_t taken = take_room(burst, ring, whole, &why);
-    burst->pieces += burst->room.count;
     if (taken == 0)
         return why;
     struct cursor room = chain_start(&burst->room);
@@ -79,21 +93,41 @@ static inline enum delivery store_summed(struct burst *burst, struct ring *ring,
     return why;
 }
 
-/* A frame whose offloads the receiver has not taken: summed, or cut into segments. Where there is
- * room for some of them the frame waits, and goes on with the next; with `learn` the others are
- * lost. */
+/* Who pays for a look at so many pieces. With `patch` it is the sender, which has one receiver. */
+ALWAYS_INLINE void charge_room(struct burst *burst, const struct port *port, uint64_t size)
+{
+    burst->pieces += burst->room.count;
+    if (account_minds(burst->room.count, size) && burst->fabric->policy == POLICY_LEARN)
+        account_room(&burst->accounts, port->index, burst->room.count);
+}
+
+/* Whether the receiver's buffers let one more segment go in this turn. */
+static inline enum delivery remade_so_far(struct burst *burst, const struct port *port)
+{
+    if (burst->fabric->policy == POLICY_LEARN)
+        return account_refuses(&burst->accounts, port->index) ? COSTLY : DELIVERED;
+    return burst->pieces < SEGMENT_PIECES_MAX ? DELIVERED : PARTLY;
+}
+
+/* A frame whose offloads the receiver has not taken: summed, or cut into segments. Where not all of
+ * them go now the frame waits, and goes on with the next; with `learn` the others are lost. */
 static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burst,
                                                               const struct port *port,
                                                               struct ring *ring,
                                                               struct packet *frame)
 {
     const uint32_t count_all = offload_segment_count(&frame->header, frame->size);
+    const uint32_t first = frame->segment;
     const bool partial = ring->offloads & OFFLOAD_CSUM;
     enum delivery why = DELIVERED;
     packet_copy_whole(frame);
     for (; frame->segment < count_all; frame->segment++) {
         struct segment packet;
         uint32_t size = frame->size;
+        if (frame->segment > first)
+            why = remade_so_far(burst, port);
+        if (why != DELIVERED)
+            break;
         if (frame->header.gso_type == NET_HEADER_GSO_NONE) {
             why = store_summed(burst, ring, frame);
         } else {
@@ -102,15 +136,16 @@ static __attribute__((noinline)) enum delivery deliver_remade(struct burst *burs
             size = packet.headers_size + packet.payload_size;
             why = store_packet(burst, ring, &packet);
         }
+        charge_room(burst, port, size);
         if (why != DELIVERED)
             break;
         count(burst, port, TX_PACKETS, 1);
         count(burst, port, TX_BYTES, size);
     }
-    if (why == FULL && burst->fabric->policy == POLICY_LEARN)
-        count(burst, port, TX_DROPPED_FULL, count_all - frame->segment - 1);
-    else if (why == FULL)
-        return FULL;
+    if (why == PARTLY || (why == FULL && burst->fabric->policy != POLICY_LEARN))
+        return why;
+    if (why == FULL || why == COSTLY)
+        count(burst, port, loss_of(why), count_all - frame->segment - 1);
     frame->segment = 0; /* for the next receiver */
     return why;
 }
@@ -123,7 +158,6 @@ ALWAYS_INLINE enum delivery deliver_as_it_is(struct burst *burst, const struct p
     enum delivery why = DELIVERED;
     uint64_t whole = (uint64_t)ring->header_size + frame->size;
     uint32_t taken = take_room(burst, ring, whole, &why);
-    burst->pieces += burst->room.count;
     if (taken == 0)
         return why;
     struct cursor room = chain_start(&burst->room), from = frame->behind;
@@ -146,11 +180,15 @@ ALWAYS_INLINE enum delivery deliver(struct burst *burst, struct port *port, uint
         return NO_RECEIVER;
     if (frame->wire_size > ring->frame_size_max)
         return TOO_BIG;
+    if (account_refuses(&burst->accounts, port->index))
+        return COSTLY;
     ring_lock(burst, ring);
-    if (likely((frame->needs & ~ring->offloads) == 0))
+    if (likely((frame->needs & ~ring->offloads) == 0)) {
         why = deliver_as_it_is(burst, port, ring, frame, width);
-    else
+        charge_room(burst, port, frame->size);
+    } else {
         why = deliver_remade(burst, port, ring, frame);
+    }
     if (unlikely(ring->fault != FAULT_NONE))
         port_break(port, ring->fault);
     burst->full_at = ring->avail_seen;
@@ -164,7 +202,7 @@ static inline void count_loss(struct burst *burst, const struct port *from, cons
     if (why == NO_RECEIVER)
         count(burst, from, RX_DROPPED_NO_RECEIVER, 1);
     else if (why != DELIVERED)
-        count(burst, to, why == FULL ? TX_DROPPED_FULL : TX_DROPPED_TOO_BIG, 1);
+        count(burst, to, loss_of(why), 1);
 }
 
 /* To all ports but the one that it came from. It is noted who is served: a burst that breaks off
@@ -239,12 +277,14 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
         struct port *to = fixed_target(burst->fabric, from);
         frame.segment = ring->segment;
         enum delivery why = deliver(burst, to, source->queue, &frame, width);
-        ring->segment = why == FULL ? (uint16_t)frame.segment : 0;
+        ring->segment = why == FULL || why == PARTLY ? (uint16_t)frame.segment : 0;
         if (why == FULL) {
             source->waits_for = port_receiver(to, source->queue);
             source->full_at = burst->full_at;
+        }
+        if (why == FULL || why == PARTLY) {
             split_rewind(ring, 1);
-            return false;
+            return why == PARTLY; /* it has moved, though not all of it */
         }
         count_loss(burst, from, to, why);
     }
@@ -272,6 +312,7 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
 {
     uint32_t moved = 0;
     bool paired = false; /* chains of two pieces were seen in this burst */
+    uint32_t odd_ones = GROUP_SIZE / 4; /* that go the general path before the direct one again */
     burst->pieces = 0;
     burst->sending = source->ring;
     source->waits_for = NULL;
@@ -279,19 +320,22 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
         bool odd = false;
         uint32_t group = forward_alike(burst, source, width, paired, &odd);
         moved += group;
-        if (likely(group > 0))
+        if (likely(group > 0)) {
+            odd_ones = GROUP_SIZE / 4;
             continue;
+        }
         if (odd && !paired) {
             paired = true;
             continue;
         }
         uint32_t single = 0;
-        while (single < GROUP_SIZE && burst->pieces < TURN_PIECES_MAX &&
+        while (single < odd_ones && burst->pieces < TURN_PIECES_MAX &&
                forward_one(burst, source, width))
             single++;
         moved += single;
-        if (single < GROUP_SIZE)
+        if (single < odd_ones)
             break;
+        odd_ones = GROUP_SIZE;
     }
     publish_touched(burst);
     return moved;

@@ -86,6 +86,7 @@ static inline void inject(struct burst *burst, struct port *from, const uint8_t 
     struct injection it = {.burst = burst, .from = from};
     it.frame = (struct packet){.behind.span = &span, .size = size, .wire_size = size};
     struct guard guard = {.holds = fabric_holds, .owner = burst->fabric};
+    accounts_forgive(&burst->accounts); /* the control plane has no slices */
     while (!guard_run(&guard, inject_on, &it))
         burst_mend(burst, NULL, guard.vanished);
 }

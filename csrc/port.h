@@ -21,6 +21,7 @@ enum counter {
     TX_BYTES,
     TX_DROPPED_FULL,    /* learn, loopback: the guest had no buffers */
     TX_DROPPED_TOO_BIG, /* no buffer of the guest can hold it */
+    TX_DROPPED_COSTLY,  /* learn: its buffers have so many pieces that it takes others' time */
     COUNTER_COUNT,
 };
 

@@ -24,6 +24,7 @@ enum limit {
     WORKER_COUNT_MAX = 64,
     BURST_SIZE = 128,       /* packets a source may send before the next one has its turn */
     TURN_PIECES_MAX = 1024, /* or spans of odd packets, its receivers' with them */
+    SEGMENT_PIECES_MAX = 4096, /* or amid the segments of one that is cut, and its receiver's */
     GROUP_SIZE = 16,        /* descriptors looked at together by the direct path */
     FRAME_SIZE_MIN = 14,    /* an Ethernet header */
     FRAME_SIZE_MAX = 65589, /* virtio 5.1.6.3.1: 65535 of IP, Ethernet header, VLAN tags, room */

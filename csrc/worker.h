@@ -3,10 +3,6 @@
  * The control plane asks by one atomic word, which the loop reads before each burst, and sleeps
  * until the worker has answered; nobody needs the GIL for it. While a worker rests, everything that
  * it reads may be laid out anew.
- *
- * Ports share a worker by time, not by packets: a packet may cost as much as a thousand others. A
- * turn is never cut for it, but what it took beyond QUANTUM_CYCLES its port sits out in the next
- * slices, while others have something to send.
  */
 #ifndef VHOSTFAST_WORKER_H
 #define VHOSTFAST_WORKER_H
@@ -18,10 +14,6 @@
 
 #include "mend.h"
 
-enum worker_limit {
-    QUANTUM_CYCLES = 4096,
-    DEBT_CYCLES_MAX = 16384 * QUANTUM_CYCLES, /* of a turn in which the worker lost its CPU */
-};
 enum worker_word { WORKER_GO, WORKER_REST, WORKER_STOP };
 enum worker_mode { MODE_POLL, MODE_INTERRUPT, MODE_ADAPTIVE };
 
@@ -46,12 +38,6 @@ struct worker {
     uint32_t at;        /* the source that has its turn */
     uint32_t moved;     /* packets of this turn */
     bool held;          /* somebody sat this slice out */
-    uint32_t slice;     /* counts them */
-    struct account {
-        int64_t credit; /* cycles */
-        uint32_t slice; /* in which it had its last quantum */
-        bool admitted;  /* in that slice, with all its queues */
-    } account[PORT_COUNT_MAX];
     bool kicks_wanted;
     bool more_came;
     struct burst burst;
@@ -194,45 +180,20 @@ ALWAYS_INLINE uint32_t worker_next(const struct worker *worker, uint32_t from)
     return at;
 }
 
-/* Whether the port has its turn. Its quantum comes once a slice; what it doesn't use is lost. */
-static inline bool worker_admits(struct worker *worker, const struct port *port)
-{
-    struct account *account = &worker->account[port->index];
-    if (account->slice != worker->slice) {
-        account->slice = worker->slice;
-        account->credit += QUANTUM_CYCLES;
-        if (account->credit > QUANTUM_CYCLES)
-            account->credit = QUANTUM_CYCLES;
-        account->admitted = account->credit > 0;
-    }
-    return account->admitted;
-}
-
-static inline void worker_charge(struct worker *worker, const struct port *port, uint64_t spent)
-{
-    int64_t *credit = &worker->account[port->index].credit;
-    *credit -= spent < DEBT_CYCLES_MAX ? (int64_t)spent : DEBT_CYCLES_MAX;
-}
-
-/* For who turns a worker by hand: nobody has to sit out. */
-static inline void worker_forgive(struct worker *worker)
-{
-    memset(worker->account, 0, sizeof worker->account);
-}
-
 /* A burst that broke off is finished first: the word is not looked at before. */
 static void worker_forward(void *argument)
 {
     struct worker *worker = argument;
+    struct accounts *accounts = &worker->burst.accounts;
     uint64_t now = cycle_count();
     publish_touched(&worker->burst);
     while ((worker->at = worker_next(worker, worker->at)) < worker->source_count) {
         struct source *source = &worker->source[worker->at];
-        if (likely(worker_admits(worker, source->port))) {
+        if (likely(account_admits(accounts, source->port->index))) {
             worker->moved += worker->forward(&worker->burst, source);
             uint64_t then = now;
             now = cycle_count();
-            worker_charge(worker, source->port, now - then);
+            account_turn(accounts, source->port->index, now - then);
         } else {
             worker->held = true;
         }
@@ -249,7 +210,7 @@ static inline uint32_t worker_turn(struct worker *worker)
     worker->moved = 0;
     do { /* nobody sits out for nobody */
         worker->held = false;
-        worker->slice++;
+        worker->burst.accounts.slice++;
         worker_guarded(worker, worker_forward);
     } while (worker->held && worker->moved == 0 && load_acquire_u32(&worker->word) == WORKER_GO);
     if (worker->moved > 0) {

@@ -187,11 +187,12 @@ STORES = {
 }
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
-    "cursor_read", "direct_addresses", "direct_target", "fdb_age", "fdb_forget_port", "fdb_learn",
-    "fdb_learn_anew", "find_ip", "log_set_word", "log_set_words", "log_tell", "nethdr_partial",
+    "accounts_forgive", "cursor_read", "direct_addresses", "direct_target", "fdb_age",
+    "fdb_forget_port", "fdb_learn", "fdb_learn_anew", "find_ip", "log_set_word", "log_set_words",
+    "log_tell", "nethdr_partial",
     "offload_check", "offload_segment", "peek_direct", "port_break", "region_at",
     "ring_lock", "ring_unlock", "segment_ip", "store_be16", "store_summed", "take_room",
-    "worker_charge", "worker_forgive", "worker_tell",
+    "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
@@ -308,7 +309,7 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 3150, files("csrc/*.h")),
+    ("csrc", 3230, files("csrc/*.h")),
     ("Cython", 1080, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 2100, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

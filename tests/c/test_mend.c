@@ -237,7 +237,7 @@ static void turn(long row)
 {
     post(SENDER);
     post(RECEIVER);
-    worker_forgive(&worker);
+    accounts_forgive(&worker.burst.accounts);
     worker_turn(&worker);
     CHECK(worker.burst.held == NULL && worker.burst.touched == NULL);
     for (uint32_t i = 0; i < 3; i++)

@@ -49,7 +49,7 @@ def buffers_for(draw, shape: Shape, need: int) -> list[tuple[tuple[int, ...], bo
         pieces.append(max(rest, 12 - sum_, 1 if shape.mergeable else need - sum_))
         result.append((tuple(pieces), len(pieces) > 1 and draw(st.booleans())))
         room += sum(pieces)
-        if len(result) == 6 and room < need:  # enough pieces: one large one ends it
+        if len(result) == 4 and room < need:  # of the ring's 16 entries: one large one ends it
             result[-1] = ((need,), False)
             room = need
     return result

@@ -343,6 +343,26 @@ def test_segments_count_for_a_turn_as_packets_do():
         assert b.received() == wanted
 
 
+def test_segments_for_buffers_of_many_pieces_go_in_several_turns():
+    """A turn is bounded, whatever the two of a patch agree on."""
+    packet, after = Packet(18000, 1000), Packet(50)
+    receiver = shape(size=32768, indirect=False, regions=((0, 64 << 20),))
+    with Yard("patch", shapes=(shape(sends=EVERYTHING), receiver)) as yard:
+        a, b = yard.guests
+        for _ in range(19):
+            b.post(1200, *[0] * 1500)
+        wanted = sent(a, packet) + sent(a, after)
+        got = []
+        while len(got) < 18:
+            assert yard.turn() == 1
+            now = b.received()
+            assert 0 < len(now) <= 3
+            got += now
+        assert yard.turn() == 1
+        assert got + b.received() == wanted
+        assert a.port.counters()["rx_packets"] == 2
+
+
 def test_the_mtu_is_that_of_the_packets_on_the_wire():
     fits, too_big = Packet(9000, 1460), Packet(9000, 1461)
     for takes in (0, CSUM, EVERYTHING):

@@ -39,7 +39,7 @@ static void turn(struct input *in)
 {
     uint32_t what = take_below(in, 4);
     watching = true;
-    worker_forgive(&worker); /* by the clock, which is not in the input */
+    accounts_forgive(&worker.burst.accounts); /* by the clock, which is not in the input */
     if (what < 2)
         worker_turn(&worker);
     else

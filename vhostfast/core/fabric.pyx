@@ -67,9 +67,13 @@ cdef extern from "worker.h" nogil:
         uint32_t queue
         struct_ring *waits_for
         uint32_t flooded
+    struct accounts:
+        pass
     struct burst:
         fabric *fabric
         counters counters[0]
+        accounts accounts
+    void accounts_forgive(accounts *accounts)
     void burst_init(burst *burst, fabric *fabric)
     void guard_install()
     bint bell_install()
@@ -105,7 +109,6 @@ cdef extern from "worker.h" nogil:
     void worker_init(worker *worker)
     void worker_run(worker *worker)
     void worker_tell(worker *worker, int word)
-    void worker_forgive(worker *worker)
     uint32_t worker_turn(worker *worker)
 
 
@@ -114,7 +117,7 @@ MODES = ("poll", "interrupt", "adaptive")  # enum worker_mode
 LEVELS = ("baseline", "avx2", "avx512")  # enum level
 COUNTERS = (  # enum counter
     "rx_packets", "rx_bytes", "rx_dropped_malformed", "rx_dropped_no_receiver", "rx_filtered",
-    "tx_packets", "tx_bytes", "tx_dropped_full", "tx_dropped_too_big",
+    "tx_packets", "tx_bytes", "tx_dropped_full", "tx_dropped_too_big", "tx_dropped_costly",
 )
 EVENTS = ("connections", "connections_refused", "messages_refused", "faults", "log_pages_missed")
 assert len(COUNTERS) == COUNTER_COUNT
@@ -452,7 +455,7 @@ cdef class Worker:
         with nogil:
             worker_tell(self.c, WORKER_GO)
             if forgive:
-                worker_forgive(self.c)
+                accounts_forgive(&self.c.burst.accounts)
             moved = worker_turn(self.c)
             worker_tell(self.c, WORKER_REST)
         return moved
