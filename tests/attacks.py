@@ -1,7 +1,8 @@
 """A front-end that means ill, as a process to be killed: python tests/attacks.py SOCKET SEED
 
 Acts at random at one socket, for ever, and says the name of each on stdout. What it provokes is its
-own affair; whoever started it looks at the others.
+own affair; whoever started it looks at the others. It sends from other memory than it receives in:
+an honest frame that it cut and sent on would look like one that the switch has garbled.
 """
 
 import os
@@ -25,7 +26,8 @@ MAC = mac(666)
 # The other end has closed the socket, refused something, or is too busy to let us in.
 EXPECTED = (ConnectionError, BlockingIOError, TimeoutError, ProtocolError, Disconnected)
 FLOW = 63  # of what it sends, so that nobody takes it for his own
-RINGS, BUFFERS = (0, 4 << 20), (16 << 20, 4 << 20)
+MIB = 1 << 20
+RINGS, BUFFERS = (0, 4 * MIB), (16 * MIB, 4 * MIB)
 
 
 class Attacker:
@@ -68,9 +70,9 @@ def truncate(it: Attacker) -> None:
         frontend.start()
         if it.chance.random() < 0.5:
             log.begin(frontend)
-        for gpa in (BUFFERS[0], BUFFERS[0] + 2048):
+        for gpa in (BUFFERS[0], BUFFERS[0] + 4096):
             frontend.receive_ring().ring.add([(gpa, 2048, True)])
-            frontend.transmit_ring().ring.add([(gpa, 1000, False)])
+            frontend.transmit_ring().ring.add([(gpa + 2048, 1000, False)])
         files = [*memory.fds, log.fd]
         for fd in it.chance.sample(files, it.chance.randint(1, len(files))):
             os.ftruncate(fd, 4096 * it.chance.randrange(2))
@@ -108,13 +110,15 @@ def garbage(it: Attacker) -> None:
 def bad_rings(it: Attacker) -> None:
     """Descriptors, avail and used rings of chance, rewritten while they are looked at."""
     for _ in range(5):
-        with GuestMemory(((0, 1 << 20),)) as memory, it.front_end(memory) as frontend:
+        with GuestMemory(((0, MIB), (2 * MIB, MIB))) as memory, it.front_end(memory) as frontend:
             frontend.start()
             end = time.monotonic() + 0.05
             while time.monotonic() < end:
                 for vring in frontend.rings:
                     desc = vring.ring.desc
-                    desc["addr"] = it.numbers.integers(0, 2 << 20, vring.size)
+                    first = 3 * MIB if vring.index % 2 else 2 * MIB  # half is outside of memory
+                    places = it.numbers.integers(first, first + 2 * MIB, vring.size)
+                    desc["addr"] = places % (4 * MIB)
                     desc["len"] = it.numbers.integers(
                         0, 1 << it.chance.randrange(1, 32), vring.size
                     )
