@@ -71,6 +71,7 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
         ({"queues": 0}, "--queues 0"),
         ({"queues": 17}, "--queues 17: give 1 to 16"),
         ({"regions": 0}, "--regions 0: give 1 to 8"),
+        ({"frames": ()}, "--sizes: there are none"),
         ({"regions": 509}, "--regions 509: give 1 to 8: a memory table has no more"),
     ],
 )
@@ -84,7 +85,8 @@ def test_workloads_that_cannot_be(change: dict[str, Any], says: str) -> None:
     [
         ({"rounds": 0}, "at least one round"),
         ({"seconds": 0.0}, "some time"),
-        ({"warm_up_s": -1.0}, "some time"),
+        ({"seconds": float("nan")}, "some time"),
+        ({"warm_up_s": -1.0}, "--warm-up -1: give seconds"),
         ({"worker_cpu": 3, "driver_cpu": 3}, "both 3"),
     ],
 )

@@ -74,7 +74,12 @@ def test_loss_free() -> None:
     ("options", "code", "says"),
     [
         (["latency", "--rate=fast"], 2, "--rate: 'fast' is no rate"),
+        (["latency", "--rate=200%"], 2, "--rate 200%: no back-end does more than 100%"),
+        (["latency", "--rate=0%"], 2, "--rate: '0%' is no rate: give millions"),
+        (["latency", "--rate=-5%"], 2, "--rate: '-5%' is no rate: give millions"),
         (["latency", "--rate=0.001", *SHORT], 2, "these are 50 packets, and it takes 1000"),
+        (["latency", "--seconds=nan"], 2, "give at least one round of some time"),
+        (["latency", "--warm-up=inf"], 2, "--warm-up inf: give seconds, 0 or more"),
         (["latency", "--pattern=send-only"], 2, "--pattern send-only: nothing arrives"),
         (["latency", "--pattern=send-back"], 2, "--pattern send-back: choose one of"),
         (["latency", "--plot=x.png"], 2, "--plot x.png: give a name that ends in .svg"),

@@ -206,6 +206,8 @@ def choose(
         raise UsageError(
             f"--socket: {len(sockets)} given, --pattern {plan.workload.pattern} needs {guests}"
         )
+    if len(set(sockets)) < len(sockets):
+        raise UsageError("--socket: one is given twice, and each guest needs its own")
     if sockets:
         subject = Backend("running", sockets=tuple(sockets))
     else:

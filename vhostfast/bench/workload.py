@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from vhostfast.core.driver import RING_SIZE_MAX
@@ -106,6 +107,8 @@ class Workload:
         ):
             if value not in allowed:
                 raise UsageError(f"--{option} {value}: choose one of {', '.join(allowed)}")
+        if not self.frames or not all(one.sizes for one in self.frames):
+            raise UsageError("--sizes: there are none")
         size = self.ring_size
         if not 64 <= size <= RING_SIZE_MAX or size & (size - 1):
             raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
@@ -196,8 +199,10 @@ class Plan:
     hugepages: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.seconds <= 0 or self.warm_up_s < 0:
+        if self.rounds < 1 or not 0 < self.seconds < inf:
             raise UsageError("--rounds, --seconds: give at least one round of some time")
+        if not 0 <= self.warm_up_s < inf:
+            raise UsageError(f"--warm-up {self.warm_up_s:g}: give seconds, 0 or more")
         if self.worker_cpu == self.driver_cpu:
             raise UsageError(
                 f"--worker-cpu and --driver-cpu are both {self.worker_cpu}: who plays the virtual"

@@ -211,14 +211,17 @@ def _print_changes(changes: "list[Change]") -> None:
     title = f"{changes[0].row}: medians and the range of rounds"
     table = table_of(title, ("bytes", "figure", "old", "new", "change", ""))
     for one in changes:
-        verdict = "more than noise" if one.is_more_than_noise else "noise"
+        verdict = "more than noise" if one.is_more_than_noise else "noise" if one.is_told else "?"
         figure = f"x {one.to}" if one.to else FIGURES.get(one.figure, one.figure)
         figure += f" at {one.load}" if one.load else ""
         change = f"{one.factor - 1:+.1%}" if one.old.median else ""
         cells = (spread(one.old), spread(one.new), change, verdict)
         table.add_row(one.frames, figure, *cells, style="bold" if one.is_more_than_noise else "")
     print_table(table)
-    print(
-        "more than noise: no round of one run lies among those of the other, which by chance"
-        f" alone happens once in {changes[0].chance} times"
-    )
+    if changes[0].is_told:
+        print(
+            "more than noise: no round of one run lies among those of the other, which by chance"
+            f" alone happens once in {changes[0].chance:g} times"
+        )
+    else:
+        print("?: too few rounds to tell a change from noise; run both with --rounds 2 or more")

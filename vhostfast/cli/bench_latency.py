@@ -60,7 +60,7 @@ def _latency(options: Options, rate: Rate = "10%,50%,90%") -> None:
     from vhostfast.bench.latency import job, parse_rates
 
     _require_receiver(options)
-    options.measure(job(parse_rates(rate)), _print_latency)
+    options.measure(job(parse_rates(rate), options.seconds), _print_latency)
 
 
 def _loss_free(options: Options, resolution: Resolution = 0.02, loss: Loss = 0.0) -> None:
