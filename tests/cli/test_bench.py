@@ -100,7 +100,9 @@ def test_nobody_is_measured_beside_one_that_keeps_the_cpu(tmp_path: Path) -> Non
     ("options", "code", "says"),
     [
         (["--sizes=64,9000"], 2, "a frame of 9000 bytes doesn't fit: give 60 to 1514"),
-        (["--pattern=receive-only"], 2, "choose one of both-ways, one-way, loop, send-only"),
+        (["--pattern=send-back"], 2, "choose one of both-ways, one-way, loop, send-only, rec"),
+        (["--pattern=receive-only"], 2, "vhostfast sends nothing by itself"),
+        (["--pattern=receive-only", "--sizes=64,512"], 2, "receive-only: give one of --sizes"),
         (["--ports=5"], 2, "--ports 5: give 2 to 256, two by two"),
         (
             ["--sizes=64,1500", "--buffer-size=512", "--no-mergeable"],

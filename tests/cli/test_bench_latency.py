@@ -81,6 +81,7 @@ def test_loss_free() -> None:
         (["latency", "--seconds=nan"], 2, "give at least one round of some time"),
         (["latency", "--warm-up=inf"], 2, "--warm-up inf: give seconds, 0 or more"),
         (["latency", "--pattern=send-only"], 2, "--pattern send-only: nothing arrives"),
+        (["loss-free", "--pattern=receive-only"], 2, "--pattern receive-only: no guest sends"),
         (["latency", "--pattern=send-back"], 2, "--pattern send-back: choose one of"),
         (["latency", "--plot=x.png"], 2, "--plot x.png: give a name that ends in .svg"),
         (["latency", "--plot=/no/such/x.svg"], 3, "there is no folder /no/such"),

@@ -103,7 +103,10 @@ def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
     cells = [short(rate.median), range_of(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
-    cells += [f"{report.figures(frames, row, what).median:.1%}" for what in ("idle", "lost")]
+    cells.append(f"{report.figures(frames, row, 'idle').median:.1%}")
+    lost = report.figures(frames, row, "lost").median
+    known = report.plan["workload"]["pattern"] not in ("send-only", "receive-only")
+    cells.append(f"{lost:.1%}" if known else "")
     against = report.held_against(row)
     return cells + [
         spread(report.ratio(frames, row, to)) if to in against else "" for to in _others(report)

@@ -83,8 +83,9 @@ loss_free = with_options(
 
 
 def _require_receiver(options: Options) -> None:
-    if options.pattern == "send-only":
-        raise UsageError(f"--pattern send-only: nothing arrives; choose one of {', '.join(WAYS)}")
+    alone = {"send-only": "nothing arrives", "receive-only": "no guest sends"}
+    if what := alone.get(options.pattern):
+        raise UsageError(f"--pattern {options.pattern}: {what}; choose one of {', '.join(WAYS)}")
 
 
 def _title(report: "Report", what: str) -> str:
