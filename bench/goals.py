@@ -10,8 +10,6 @@ ended, and all of it at the end. Exit code 1: a goal is not met; else 3: one was
 
 Under chrt the kernel takes the CPU from us for 50 ms of each second, which shows as a slow round,
 unless told not to: sysctl kernel.sched_rt_runtime_us=-1 kernel.sched_rr_timeslice_ms=1
-
-Not here: many addresses (bench_fdb.py has the step alone).
 """
 
 import argparse
@@ -27,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from addresses import BELOW, FEW, MANY
 from virtio_user import MODES
 
 from vhostfast.bench.backend import ours
@@ -104,6 +103,11 @@ def two_workers(found: Found) -> Values:
     return tuple(2 * both / (first + second) for first, second, both in rounds)
 
 
+def many_addresses(found: Found) -> Values:
+    """What a packet costs among many addresses, by what it costs among few."""
+    return tuple(one[MANY] / one[FEW] for one in found[0][0]["rounds"])
+
+
 def bare_factor(found: Found) -> float:
     """Times as fast as DPDK that `bare` is with 64 B: what this CPU gives at best."""
     report = Report.from_dict(found[0][0])
@@ -151,6 +155,7 @@ RUNS = {
     "ovs": ("--versus ovs --sizes 64,1500 --no-limits",),
     "virtio-user": ("virtio_user.py",),
     "second-worker": ("second_worker.py",),
+    "addresses": ("addresses.py",),
 }
 
 GOALS = (
@@ -187,6 +192,7 @@ GOALS = (
     Goal("ovs", "x Open vSwitch, 1500 B", versus("1500")),
     *(Goal("virtio-user", f"x DPDK, {mode}", virtio_user(mode), least=1.0) for mode in MODES),
     Goal("second-worker", "two workers by one", two_workers, least=1.8),
+    Goal("addresses", "cycles a packet, 100,000 by 16", many_addresses, below=BELOW),
 )
 
 

@@ -46,6 +46,7 @@ struct receiver {
     uint64_t bytes;   /* of their frames */
     uint64_t corrupt;
     uint64_t foreign;  /* frames of somebody else's */
+    uint64_t foreign_bytes;
     uint64_t verified; /* checked in every byte */
     uint64_t buffers;  /* taken back */
 
@@ -182,8 +183,11 @@ ALWAYS_INLINE void receiver_note(struct receiver *receiver, struct tally *tally,
     if (likely(verdict == FRAME_GOOD)) {
         tally->packets++;
         tally->bytes += size;
+    } else if (verdict == FRAME_FOREIGN) {
+        count_up(&receiver->foreign, 1);
+        count_up(&receiver->foreign_bytes, size);
     } else {
-        count_up(verdict == FRAME_FOREIGN ? &receiver->foreign : &receiver->corrupt, 1);
+        count_up(&receiver->corrupt, 1);
     }
 }
 

@@ -1,6 +1,10 @@
 """Back-ends with a fault each, for one guest that wants back what it sends:
 
 python faulty.py good|flip|drop|leaky|slow|twice|die|deaf|logless|gone|mute SOCKET
+
+or that sends by itself, frames of 64 bytes or mixed with some of 65:
+
+python faulty.py talk|babble SOCKET
 """
 
 import asyncio
@@ -8,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -23,6 +28,7 @@ from vhostfast.protocol.features import Offer, ProtocolFeature
 DIES_AFTER = 1000  # packets
 LEAKS = 10  # of so many packets one
 SLEEPS_S = 0.02  # before it gives back what it has
+TALKS_S = 0.001  # between two of its bursts
 
 
 class Faulty(NetDevice):
@@ -48,6 +54,15 @@ class Faulty(NetDevice):
             packets = [p for n, p in zip(seen, packets, strict=True) if n % LEAKS]
         if self.kind != "drop":
             self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
+
+
+def talk(device: NetDevice, sizes: tuple[int, ...]) -> None:
+    """Sends without end, as long as the guest takes it."""
+    packets = [np.zeros(size, np.uint8) for size in sizes] * 32
+    while True:
+        if len(device.backlog) < len(packets):
+            device.send(packets)
+        time.sleep(TALKS_S)
 
 
 async def deaf(path: str, offer: Offer, lives_s: float | None = None) -> None:
@@ -84,5 +99,10 @@ if __name__ == "__main__":
         asyncio.run(deaf(path, offer, lives_s=2.0))
     elif kind == "mute":
         mute(path)
+    elif kind in ("talk", "babble"):
+        talker = NetDevice()
+        sizes = (64,) if kind == "talk" else (64, 65)
+        threading.Thread(target=talk, args=(talker, sizes), daemon=True).start()
+        serve(talker, path)
     else:
         serve(Faulty(kind), path)

@@ -49,6 +49,17 @@ def test_a_command_against_another_of_the_same_name() -> None:
     assert (rows.subject, rows.versus) == ("sleep", "other sleep")
 
 
+@pytest.mark.parametrize("preset", ["vhostfast", "ovs"])
+def test_switches_send_nothing_by_themselves(preset: str) -> None:
+    of = Plan(Workload(pattern="receive-only"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])
+    with pytest.raises(UsageError, match=f"{preset} sends nothing by itself, .*--backend dpdk"):
+        choose(of, preset, [], None)
+    with pytest.raises(UsageError, match=f"{preset} sends nothing by itself"):
+        choose(of, "sleep {0}", [], preset)
+    rows = choose(of, "sleep {0}", [], None).backends
+    assert [(one.name, one.checked) for one in rows] == [("sleep", True)]
+
+
 def test_limits_that_are_none() -> None:
     """A copy where nothing is copied; and two that know of one buffer a frame, and one region."""
     of = Plan(Workload(pattern="send-only"), worker_cpu=CPUS[0], driver_cpu=CPUS[-1])

@@ -33,6 +33,14 @@ def test_more_than_noise(ours: tuple[float, ...], factor: float, more_than_noise
     assert rate.chance == 10  # 6 over 3, either way round
 
 
+@pytest.mark.parametrize(("old", "new", "told"), [(1, 1, False), (1, 4, False), (2, 2, True)])
+def test_few_rounds_tell_nothing(old: int, new: int, told: bool) -> None:
+    """Of one round each, one is always beyond the other."""
+    slow, fast = report({"vhostfast": (1.0,) * old}), report({"vhostfast": (9.0,) * new})
+    rate = compare(slow, fast)[0]
+    assert (rate.is_told, rate.is_more_than_noise) == (told, told)
+
+
 def test_ratios_are_compared_too() -> None:
     """Twice as fast on a machine that is twice as fast is nothing new."""
     twice = {row: tuple(2 * mpps for mpps in values) for row, values in RATES.items()}

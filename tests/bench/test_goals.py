@@ -19,6 +19,7 @@ from goals import (
     evaluate,
     exit_code,
     idle,
+    many_addresses,
     two_workers,
     versus,
     virtio_user,
@@ -62,6 +63,8 @@ def test_programs_of_the_folder_tell_their_figures():
     assert virtio_user("vectorized")([[rates]]) == (1.5, 1.0)
     turns = [{"mpps": mpps} for mpps in (10.0, 30.0, 38.0)]
     assert two_workers([[{"rounds": [turns]}]]) == (1.9,)
+    costs = [{"16": 100.0, "100,000": 140.0}, {"16": 50.0, "100,000": 80.0}]
+    assert many_addresses([[{"rounds": costs}]]) == (1.4, 1.6)
 
 
 def test_a_row_has_each_round_and_who_else_was_the_limit():

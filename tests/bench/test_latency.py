@@ -55,6 +55,13 @@ def test_rates_that_are_none(text: str) -> None:
         parse_rates(text)
 
 
+@pytest.mark.parametrize("text", ["200%", "10%,100.1%"])
+def test_a_share_of_more_than_all(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--rate (200|100\.1)%: no back-end does more than 100%"):
+        parse_rates(text)
+    assert parse_rates("100%") == (Rate("100%", share=1.0),)
+
+
 def test_a_rate_given_twice() -> None:
     with pytest.raises(UsageError, match="--rate 1,1: a rate is given twice"):
         parse_rates("1,1")
@@ -131,12 +138,19 @@ def test_a_fault_is_a_sentence(kind: str, error: type[Exception], says: str) -> 
     assert type(caught.value) is error
 
 
-@pytest.mark.slow
 def test_a_job_needs_a_thousand_packets() -> None:
+    """Told before anything is measured."""
+    with pytest.raises(UsageError, match=r"--rate 0.001: in 0.1 s these are 100 packets, and"):
+        job(parse_rates("50%,0.001"), 0.1)
+
+
+@pytest.mark.slow
+def test_a_share_may_be_too_few_packets(monkeypatch: pytest.MonkeyPatch) -> None:
     of = plan(pattern="loop")
-    one = job(parse_rates("0.001,50%"))
+    one = job(parse_rates("50%"), of.seconds)
     with running(ours(of), of) as run, connected(run, of) as guests:
         one.first(guests, SMALL)
         assert one.turn(guests, SMALL, "50%").packets > 1000
-        with pytest.raises(UsageError, match=r"--rate 0.001: in 0.1 s these are 100 packets, and"):
-            one.turn(guests, SMALL, "0.001")
+        monkeypatch.setattr("vhostfast.bench.latency.PACKETS_MIN", 1 << 40)
+        with pytest.raises(UsageError, match=r"--rate 50%: in 0.1 s these are \d+ packets, and"):
+            one.turn(guests, SMALL, "50%")

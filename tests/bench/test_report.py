@@ -73,14 +73,65 @@ def test_summary_says_it_in_short() -> None:
     assert "ratio_to_bare" not in rows["null"]
 
 
+NO_RUN = r"run\.json is not what vhostfast bench --json prints: "
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\xff", '{"format": 1, "rounds": 3}']
+    ("text", "says"),
+    [
+        ("", "truncated"),
+        ("[]", "Expected `object`, got `array`"),
+        ("{}", "missing required field `format`"),
+        ('{"format": "1"}', r"Expected `int`, got `str` - at `\$.format`"),
+        ('{"format": 2}', "its format is 2, and this version reads 1"),
+        ('{"format": 1}', "missing required field `machine`"),
+        ("\xff", "malformed"),
+        ('{"format": NaN}', "malformed"),
+        ("[" * 100_000, "recursion"),
+    ],
 )
-def test_files_that_are_something_else(tmp_path: Path, text: str) -> None:
+def test_files_that_are_something_else(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(UsageError, match=r"run\.json is not what vhostfast bench --json prints"):
+    with pytest.raises(UsageError, match=NO_RUN + f".*{says}"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("told['rounds'] = 3", r"Expected `array`, got `int` - at `\$.rounds`"),
+        ("told['rounds'] = []", "it has no rounds of 64"),
+        ("told['rounds'][1]['frames'] = '65'", "a round has other sizes"),
+        ("told['rounds'][1]['distances'][0] = 'far'", r"at `\$.rounds\[1\].distances\[0\]`"),
+        ("del told['rounds'][2]['samples']['dpdk']", "or rows than its commands"),
+        ("told['rounds'][0]['samples']['dpdk']['mpps'] = '4'", r"got `str` - at `\$.mpps`"),
+        ("told['rounds'][0]['samples']['dpdk'] = {}", "missing required field `mpps`"),
+        ("told['kind'] = 'odd'", "its kind is odd: none of throughput"),
+        ("told['kind'] = 'latency'", "missing required field `p50_ns`"),
+        ("told['subject'] = 'ovs'", "ovs is not among its commands"),
+        ("told['versus'] = 'ovs'", "ovs is not among its commands"),
+        ("told['machine'] = {}", "its machine has no cpu"),
+        ("told['plan']['rounds'] = 0", "give at least one round"),
+        ("told['plan']['workload'] = []", r"got `array` - at `\$.workload`"),
+        ("told['plan']['workload']['frames'] = []", "--sizes: there are none"),
+        ("told['plan']['workload']['pattern'] = 'odd'", "--pattern odd: choose one of"),
+    ],
+)
+def test_a_run_that_has_been_changed(tmp_path: Path, change: str, says: str) -> None:
+    told = json.loads(json.dumps(report().as_dict()))
+    exec(change, {"told": told})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=NO_RUN + f".*{says}"):
+        load(path)
+
+
+def test_options_that_are_newer_than_a_run_are_as_they_were_before(tmp_path: Path) -> None:
+    told = json.loads(json.dumps(report().as_dict()))
+    del told["plan"]["workload"]["regions"]
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    assert load(tmp_path / "run.json") == report()
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

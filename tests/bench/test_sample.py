@@ -171,6 +171,45 @@ def test_a_guest_that_only_sends() -> None:
         both(replace(faulty("deaf"), checked=False), of)
 
 
+@pytest.mark.parametrize("load", ["lean", "touch", "full"])
+def test_a_guest_that_only_receives(load: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a back-end sends by itself: nobody knows its bytes, but how long they are."""
+    monkeypatch.setattr(sample, "VERIFIED_PACKETS", 500)
+    of = plan(pattern="receive-only", load=load, log="on")
+    checked, timed = both(replace(faulty("talk"), log=True), of)
+    assert (checked.received, checked.corrupt, checked.sent) == (0, 0, 0)
+    assert checked.foreign > 0
+    assert checked.foreign_bytes == 64 * checked.foreign
+    assert timed.mpps > 0
+    assert (timed.verified, timed.lost) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "error", "says"),
+    [
+        ("talk", 512, UsageError, "^--sizes 512: what talk sends has 64 bytes on average"),
+        ("babble", 64, UsageError, r"^--sizes 64: what babble sends has 64\.5 bytes on average"),
+        ("deaf", 64, EnvironmentLacks, "^deaf sent nothing, .* with --forward-mode=txonly"),
+    ],
+)
+def test_nothing_or_something_else_to_receive(
+    kind: str, size: int, error: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "VERIFY_S", 0.5)
+    (frames,) = parse_frames(str(size))
+    with pytest.raises(error, match=says) as caught:
+        both(faulty(kind), plan(pattern="receive-only", frames=(frames,)), frames)
+    assert type(caught.value) is error
+
+
+def test_lengths_that_cannot_be() -> None:
+    of = plan(pattern="receive-only")
+    with running(faulty("talk"), of) as run, connected(run, of) as guests:
+        with pytest.raises(VhostfastError, match="talk: 3 of 10 frames have a length that can't"):
+            guests.require_right(SMALL, Counters(foreign=7, foreign_bytes=448, corrupt=3))
+        guests.require_right(SMALL, Counters(foreign=7, foreign_bytes=448))
+
+
 def test_256_guests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of which sends and receives."""
     monkeypatch.setattr(sample, "VERIFIED_PACKETS", 100)

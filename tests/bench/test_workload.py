@@ -39,11 +39,10 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
     [
         (
             {"pattern": "round"},
-            "--pattern round: choose one of both-ways, one-way, loop, send-only",
+            "--pattern round: choose one of both-ways, one-way, loop, send-only, receive-only",
         ),
         ({"load": "heavy"}, "--load heavy: choose one of full, touch, lean"),
         ({"layout": "odd"}, "--layout odd: choose"),
-        ({"pattern": "receive-only"}, "--pattern receive-only: choose"),
         ({"forward": "flood"}, "--forward flood: choose one of patch, learn"),
         ({"forward": "learn", "ports": 4}, "--forward learn: frames go to all 4 guests until"),
         ({"busy": "3"}, "--busy 3: choose one of all, 2"),
@@ -51,6 +50,11 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
         ({"ports": 0}, "--ports 0: give"),
         ({"ports": 258}, "--ports 258: give"),
         ({"ports": 4, "pattern": "loop"}, "--ports 4: --pattern loop has one guest"),
+        (
+            {"frames": parse_frames("64,512"), "pattern": "receive-only"},
+            "--pattern receive-only: give one of --sizes",
+        ),
+        ({"frames": parse_frames("imix"), "pattern": "receive-only"}, "give one of --sizes"),
         ({"ports": 4, "pattern": "send-only"}, "--ports 4: --pattern send-only has one guest"),
         ({"ports": 256, "queues": 8}, "--ports 256 of --queues 8: the driver turns 1024 pairs"),
         ({"buffer_size": 100}, "--buffer-size 100: give 128 to 2112 bytes"),
@@ -71,6 +75,7 @@ def test_sizes_that_do_not_fit(text: str, says: str) -> None:
         ({"queues": 0}, "--queues 0"),
         ({"queues": 17}, "--queues 17: give 1 to 16"),
         ({"regions": 0}, "--regions 0: give 1 to 8"),
+        ({"frames": ()}, "--sizes: there are none"),
         ({"regions": 509}, "--regions 509: give 1 to 8: a memory table has no more"),
     ],
 )
@@ -84,7 +89,8 @@ def test_workloads_that_cannot_be(change: dict[str, Any], says: str) -> None:
     [
         ({"rounds": 0}, "at least one round"),
         ({"seconds": 0.0}, "some time"),
-        ({"warm_up_s": -1.0}, "some time"),
+        ({"seconds": float("nan")}, "some time"),
+        ({"warm_up_s": -1.0}, "--warm-up -1: give seconds"),
         ({"worker_cpu": 3, "driver_cpu": 3}, "both 3"),
     ],
 )
@@ -117,7 +123,7 @@ def test_memory_is_cut_at_pages_and_stays_whole(ring_size: int, regions: int) ->
 
 def test_alone_or_two_by_two() -> None:
     guests = {name: Workload(pattern=name).guests for name in PATTERNS}
-    assert guests == {"both-ways": 2, "one-way": 2, "loop": 1, "send-only": 1}
+    assert guests == {"both-ways": 2, "one-way": 2, "loop": 1, "send-only": 1, "receive-only": 1}
     assert (Workload(ports=64).guests, Workload(ports=64).busy_guests) == (64, 64)
     assert (Workload(ports=64, busy="2").guests, Workload(ports=64, busy="2").busy_guests) == (
         64,

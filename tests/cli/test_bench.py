@@ -100,7 +100,9 @@ def test_nobody_is_measured_beside_one_that_keeps_the_cpu(tmp_path: Path) -> Non
     ("options", "code", "says"),
     [
         (["--sizes=64,9000"], 2, "a frame of 9000 bytes doesn't fit: give 60 to 1514"),
-        (["--pattern=receive-only"], 2, "choose one of both-ways, one-way, loop, send-only"),
+        (["--pattern=send-back"], 2, "choose one of both-ways, one-way, loop, send-only, rec"),
+        (["--pattern=receive-only"], 2, "vhostfast sends nothing by itself"),
+        (["--pattern=receive-only", "--sizes=64,512"], 2, "receive-only: give one of --sizes"),
         (["--ports=5"], 2, "--ports 5: give 2 to 256, two by two"),
         (
             ["--sizes=64,1500", "--buffer-size=512", "--no-mergeable"],
@@ -109,6 +111,7 @@ def test_nobody_is_measured_beside_one_that_keeps_the_cpu(tmp_path: Path) -> Non
         ),
         (["--ring-size=1000"], 2, "--ring-size 1000: give a power of two"),
         (["--socket=/nowhere/a"], 2, "--socket: 1 given, --pattern both-ways needs 2"),
+        (["--socket=/nowhere/a", "--socket=/nowhere/a"], 2, "--socket: one is given twice"),
         (["--pattern=loop", "--no-limits", "--socket=/nowhere/a"], 3, "nobody serves /nowhere/a"),
         (["--backend=/no/such {0} {1}"], 3, "there is no program /no/such"),
         (["--backend=false {0} {1}"], 3, "false has ended, exit code 1"),
@@ -147,6 +150,26 @@ def test_compare(files: dict[str, str]) -> None:
     assert table.returncode == 0, table.stderr
     for words in ("+200.0%", "12.0 (8.00-30.0)", "more than noise", "once in 10 times"):
         assert words in table.stdout
+
+
+def test_compare_of_one_round_each(tmp_path: Path) -> None:
+    """Which is never luck, and never anything else."""
+    for name, mpps in (("old", 12.0), ("new", 36.0)):
+        one = report({"vhostfast": (mpps,)})
+        (tmp_path / name).write_text(json.dumps(one.as_dict()))
+    done = run("compare", str(tmp_path / "old"), str(tmp_path / "new"))
+    assert done.returncode == 0, done.stderr
+    assert "+200.0%" in done.stdout
+    assert "?: too few rounds to tell a change from noise" in done.stdout
+    assert "more than noise" not in done.stdout
+
+
+def test_compare_refuses_what_is_no_run(tmp_path: Path, files: dict[str, str]) -> None:
+    (tmp_path / "odd").write_text("{}")
+    done = run("compare", files["old"], str(tmp_path / "odd"))
+    assert done.returncode == 2
+    assert "is not what vhostfast bench --json prints: Object missing required" in done.stderr
+    assert done.stdout == ""
 
 
 def test_compare_refuses_unlike_runs(files: dict[str, str]) -> None:

@@ -42,6 +42,17 @@ def test_dpdk_beside_our_switch(options: list[str]) -> None:
         assert (row["row"] == "dpdk") != ("ratio_to_dpdk" in row)
 
 
+@pytest.mark.parametrize("options", [["--queues=2"], ["--load=touch", "--buffer-size=512"]])
+def test_a_guest_gets_what_testpmd_makes(options: list[str]) -> None:
+    backend, pattern = "--backend=dpdk", "--pattern=receive-only"
+    short = [word for word in SHORT if not word.startswith("--versus")]
+    told = measured(*short, backend, pattern, "--sizes=1000", *options)
+    assert "--forward-mode=txonly --txpkts=1000" in told["commands"]["dpdk"]
+    (row,) = told["summary"]
+    assert row["mpps"] > 0
+    assert row["gbps"] == pytest.approx(row["mpps"] * 8)
+
+
 @pytest.mark.parametrize("pattern", ["both-ways", "one-way", "loop"])
 def test_how_long_packets_take_through_dpdk(pattern: str) -> None:
     told = measured("latency", *SHORT, "--rate=0.05,10%", f"--pattern={pattern}")

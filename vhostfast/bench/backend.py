@@ -82,7 +82,7 @@ def _limit(name: str, kind: str, *, checked: bool = True) -> Backend:
 
 def dpdk(plan: Plan) -> Backend:
     """DPDK's testpmd, net_vhost ports and io forwarding, two by two; a single port sends back to
-    itself, or with rxonly nowhere.
+    itself, with rxonly nowhere, or with txonly what it makes itself.
 
     Raises EnvironmentLacks if it isn't installed, UsageError for too many ports.
     """
@@ -93,14 +93,15 @@ def dpdk(plan: Plan) -> Backend:
     work, queues = plan.workload, plan.workload.queues
     if work.guests > TESTPMD_PORTS_MAX:
         raise UsageError(f"dpdk: testpmd has {TESTPMD_PORTS_MAX} ports at most, not {work.guests}")
-    forward = "rxonly" if work.pattern == "send-only" else "io"
+    forward = {"send-only": "rxonly", "receive-only": "txonly"}.get(work.pattern, "io")
+    size = "" if work.sends else f" --txpkts={work.frames[0].sizes[0]}"
     memory = "--in-memory -m 64" if plan.hugepages else "--no-huge -m 192"
     return Backend(
         "dpdk",
         f"{TESTPMD} --lcores 0@{{driver}},1@{{worker}} --no-pci --no-telemetry --no-shconf"
         f" {memory} --vdev=net_vhost{{n}},iface={{socket}},queues={queues}"
         f" -- -i --auto-start --nb-cores=1 --rxq={queues} --txq={queues}"
-        f" --total-num-mbufs={TESTPMD_BUFFERS} --forward-mode={forward} --no-flush-rx"
+        f" --total-num-mbufs={TESTPMD_BUFFERS} --forward-mode={forward}{size} --no-flush-rx"
         " --disable-link-check",
     )
 
@@ -136,11 +137,17 @@ def _python() -> str:
     return shlex.quote(sys.executable)
 
 
+SWITCHES = (OVS, OURS)
 PRESETS: dict[str, Callable[[Plan], Backend]] = {"dpdk": dpdk, OVS: ovs, OURS: ours}
 
 
 def parse_backend(option: str, text: str, plan: Plan) -> Backend:
     """A preset's name, or a command. Raises UsageError, or EnvironmentLacks for no such program."""
+    if text in SWITCHES and not plan.workload.sends:
+        raise UsageError(
+            f"{text} sends nothing by itself, which --pattern {plan.workload.pattern} measures:"
+            " give --backend dpdk, or a command or --socket of one that does"
+        )
     if text in PRESETS:
         return PRESETS[text](plan)
     names = [str(number) for number in range(plan.workload.guests)]
@@ -197,7 +204,8 @@ def choose(
     """What the options --backend, --socket, --versus, --limits and --log ask for.
 
     The limits have no log to keep, and can do nothing with small buffers or memory in pieces; a
-    copy is no limit where nothing has to be copied. Raises UsageError or EnvironmentLacks.
+    copy is no limit where nothing has to be copied; and neither sends by itself. Raises UsageError
+    or EnvironmentLacks.
     """
     guests = plan.workload.guests
     if sockets and backend is not None:
@@ -206,13 +214,16 @@ def choose(
         raise UsageError(
             f"--socket: {len(sockets)} given, --pattern {plan.workload.pattern} needs {guests}"
         )
+    if len(set(sockets)) < len(sockets):
+        raise UsageError("--socket: one is given twice, and each guest needs its own")
     if sockets:
         subject = Backend("running", sockets=tuple(sockets))
     else:
         subject = parse_backend("--backend", backend or OURS, plan)
     rows: list[Backend] = []
-    if limits and not plan.workload.merges and plan.workload.regions == 1:
-        rows = [null(plan)] if plan.workload.pattern == "send-only" else [null(plan), bare(plan)]
+    work = plan.workload
+    if limits and work.sends and not work.merges and work.regions == 1:
+        rows = [null(plan)] if work.pattern == "send-only" else [null(plan), bare(plan)]
     against = None
     if versus is not None:
         against = parse_backend("--versus", versus, plan)

@@ -1,7 +1,8 @@
 """Two runs held against each other: whether they can be, and what is more than noise.
 
 A difference counts where the rounds of one run all lie beyond those of the other. Had nothing
-changed, that would come about by chance once in C(m + n, m) / 2 times, for m and n rounds.
+changed, that would come about by chance once in C(m + n, m) / 2 times, for m and n rounds: with one
+round each, always.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from vhostfast.errors import UsageError
 
 MACHINE = ("cpu", "cpus", "kernel")  # what must be the same; hugepages are in the plan
 FREE = ("rounds",)  # of the plan: what may differ
+CHANCE_MIN = 3  # as two rounds each give; with less nothing is told from noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,19 @@ class Change:
 
     @property
     def is_more_than_noise(self) -> bool:
-        """Whether no round of one run lies among those of the other."""
-        return self.new.low > self.old.high or self.new.high < self.old.low
+        """Whether no round of one run lies among those of the other, of which there are enough."""
+        apart = self.new.low > self.old.high or self.new.high < self.old.low
+        return apart and self.is_told
 
     @property
-    def chance(self) -> int:
+    def is_told(self) -> bool:
+        """Whether there are rounds enough to tell a change from noise."""
+        return self.chance >= CHANCE_MIN
+
+    @property
+    def chance(self) -> float:
         """Once in so many times that would be luck."""
-        return comb(len(self.old.values) + len(self.new.values), len(self.old.values)) // 2
+        return comb(len(self.old.values) + len(self.new.values), len(self.old.values)) / 2
 
 
 def compare(old: Report, new: Report) -> list[Change]:

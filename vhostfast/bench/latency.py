@@ -59,6 +59,8 @@ def parse_rates(text: str) -> tuple[Rate, ...]:
 def _rate(word: str) -> Rate:
     found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)(%?)", word)
     value = float(found[1]) if found else 0.0
+    if found and found[2] and value > 100:
+        raise UsageError(f"--rate {word}: no back-end does more than 100% of what it can do")
     if not found or value == 0:
         raise UsageError(
             f"--rate: '{word}' is no rate: give millions of packets a second, such as 0.5, or a"
@@ -167,10 +169,23 @@ def _paced(
     return paced, waited_ns, min(waited_ns / (spent * 1e9), 1.0)
 
 
-def job(rates: tuple[Rate, ...]) -> Job[Latency]:
-    """Every back-end at each of the rates."""
+def _require_enough(rate: Rate, mpps: float, seconds: float) -> None:
+    """Raises UsageError for a turn of too few packets."""
+    count = int(seconds * mpps * 1e6)
+    if count < PACKETS_MIN:
+        raise UsageError(
+            f"--rate {rate.name}: in {seconds:g} s these are {count} packets, and it takes"
+            f" {PACKETS_MIN} to have a 99.9th percentile: give more --seconds"
+        )
+
+
+def job(rates: tuple[Rate, ...], seconds: float) -> Job[Latency]:
+    """Every back-end at each of the rates, for so long. Raises UsageError."""
     tops: dict[tuple[str, str], float] = {}
     named = {one.name: one for one in rates}
+    for one in rates:
+        if not one.share:  # of others nobody knows yet how many packets they are
+            _require_enough(one, one.mpps, seconds)
 
     def first(guests: Guests, frames: Frames) -> None:
         verify(guests, frames)
@@ -180,12 +195,7 @@ def job(rates: tuple[Rate, ...]) -> Job[Latency]:
     def turn(guests: Guests, frames: Frames, load: str) -> Latency:
         top = tops.get((guests.run.name, frames.name), 0.0)
         mpps = named[load].of(top)
-        count = packets(guests.plan, mpps)
-        if count < PACKETS_MIN:
-            raise UsageError(
-                f"--rate {load}: in {guests.plan.seconds:g} s these are {count} packets, and it"
-                f" takes {PACKETS_MIN} to have a 99.9th percentile: give more --seconds"
-            )
+        _require_enough(named[load], mpps, seconds)
         return measure(guests, frames, mpps)
 
     return Job("latency", first, turn, loads=tuple(named), null=False)

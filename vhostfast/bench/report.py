@@ -4,16 +4,20 @@ A figure of several rounds is its median, between the lowest and the highest. Ra
 by round, for only what was measured within seconds is of the same machine.
 """
 
-import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
+
+from msgspec import MsgspecError, convert
+from msgspec.json import decode
 
 from vhostfast.bench.latency import Latency
 from vhostfast.bench.sample import Sample
 from vhostfast.bench.search import LossFree
+from vhostfast.bench.workload import Plan
 from vhostfast.errors import EnvironmentLacks, UsageError
 
 FORMAT = 1
@@ -22,6 +26,13 @@ KINDS: dict[str, type[Sample] | type[Latency] | type[LossFree]] = {
     "latency": Latency,
     "loss-free": LossFree,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What any format begins with."""
+
+    format: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,27 +156,45 @@ class Report:
         return [to for to in others if all(one.samples[to].mpps for one in self.rounds)]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """What `as_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, must be {FORMAT}")
-        names = ("machine", "plan", "commands", "subject", "versus")
-        kind = values.get("kind", "throughput")
-        rounds = tuple(_rounds(values["rounds"], KINDS[kind]))
-        return cls(**{name: values[name] for name in names}, rounds=rounds, kind=kind)
+    def from_dict(cls, values: object) -> Self:
+        """What `as_dict` gave. Raises ValueError, MsgspecError or UsageError for anything else."""
+        found = convert(values, Stored).format
+        if found != FORMAT:
+            raise ValueError(f"its format is {found}, and this version reads {FORMAT}")
+        report = convert(values, cls)
+        if report.kind not in KINDS:
+            raise ValueError(f"its kind is {report.kind}: none of {', '.join(KINDS)}")
+        plan = convert(report.plan, Plan)  # whole: options that are newer as they were before
+        kind = KINDS[report.kind]
+        rounds = tuple(
+            replace(one, samples={row: convert(told, kind) for row, told in one.samples.items()})
+            for one in report.rounds
+        )
+        report = replace(report, plan=report.plan | plan.as_dict(), rounds=rounds)
+        report._require_whole()
+        return report
 
-
-def _rounds(values: Iterable[dict[str, Any]], kind: type) -> Iterable[Round]:
-    for one in values:
-        samples = {row: kind(**sample) for row, sample in one["samples"].items()}
-        yield Round(**{**one, "samples": samples, "distances": tuple(one["distances"])})
+    def _require_whole(self) -> None:
+        """Raises ValueError unless all sizes have rounds, and each of them a sample of each row."""
+        if "cpu" not in self.machine:
+            raise ValueError("its machine has no cpu")
+        for row in (self.subject, self.versus):
+            if row is not None and row not in self.commands:
+                raise ValueError(f"{row} is not among its commands")
+        sizes = [str(one["name"]) for one in self.plan["workload"]["frames"]]
+        for case in product(sizes, self.loads() or [""]):
+            if not list(self._rounds(*case)):
+                raise ValueError(f"it has no rounds of {' at '.join(filter(None, case))}")
+        for one in self.rounds:
+            if one.frames not in sizes or one.samples.keys() != self.commands.keys():
+                raise ValueError("a round has other sizes than its plan, or rows than its commands")
 
 
 def load(path: Path) -> Report:
     """Read what `vhostfast bench --json` printed. Raises EnvironmentLacks or UsageError."""
     try:
-        return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Report.from_dict(decode(path.read_bytes()))
     except OSError as error:
         raise EnvironmentLacks(f"{path}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is not what vhostfast bench --json prints: {error!r}") from None
+    except (ValueError, MsgspecError, UsageError, RecursionError) as error:
+        raise UsageError(f"{path} is not what vhostfast bench --json prints: {error}") from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from vhostfast.bench.backend import Running, starved_ns
+from vhostfast.bench.backend import TESTPMD, Running, starved_ns
 from vhostfast.bench.workload import IDLE_RING_SIZE, Frames, Plan
 from vhostfast.core.traffic import FLOWS_MAX
 from vhostfast.driver.frontend import FEATURES, Frontend
@@ -175,13 +175,14 @@ class Guests:
         """Two by two. Flows are told apart as far as there are numbers for them."""
         work = self.plan.workload
         one_way = work.pattern == "one-way"
+        sends = work.sends
         return [
             Station(
                 frontend,
                 mac(number),
                 mac(number ^ 1),
                 number * work.queues % (FLOWS_MAX // (2 * work.queues) * 2 * work.queues),
-                sends=not one_way or number % 2 == 0,
+                sends=sends and (not one_way or number % 2 == 0),
                 receives=not one_way or number % 2 == 1,
             )
             for number, frontend in enumerate(self.busy)
@@ -189,12 +190,29 @@ class Guests:
 
     def require_right(self, frames: Frames, counters: Counters) -> None:
         """Raises VhostfastError for a byte that is wrong, or a frame that shouldn't be there."""
+        if not self.plan.workload.sends:
+            self._require_lengths(frames, counters)
+            return
         wrong = {name: n for name in FAULTS if (n := getattr(counters, name))}
         if wrong:
             told = ", ".join(f"{count} {name}" for name, count in wrong.items())
             raise VhostfastError(
                 f"{self.run.name}: frames of {frames.name} bytes did not arrive as they were sent:"
                 f" {told} of {counters.received}"
+            )
+
+    def _require_lengths(self, frames: Frames, counters: Counters) -> None:
+        """Nobody knows what is in frames that a back-end makes itself, but how long they are, all
+        together."""
+        if counters.corrupt:
+            raise VhostfastError(
+                f"{self.run.name}: {counters.corrupt} of {counters.arrived + counters.corrupt}"
+                " frames have a length that can't be: less than a header, or more than a buffer"
+            )
+        size = (counters.received_bytes + counters.foreign_bytes) / max(counters.arrived, 1)
+        if counters.arrived and size != frames.mean:
+            raise UsageError(
+                f"--sizes {frames.name}: what {self.run.name} sends has {size:.6g} bytes on average"
             )
 
     def require_at_home(self, traffic: Traffic) -> None:
@@ -210,7 +228,7 @@ class Guests:
 
     def require_marks(self, counters: Counters) -> None:
         """Raises VhostfastError for a log without a mark, though packets went."""
-        if counters.done and self._migrations and self._pages == 0:
+        if (counters.done or counters.arrived) and self._migrations and self._pages == 0:
             raise VhostfastError(f"{self.run.name}: the log is on, and nothing was marked in it")
 
 
@@ -243,11 +261,13 @@ def _settle(run: Running) -> None:
 
 
 def verify(guests: Guests, frames: Frames) -> Counters:
-    """Every byte of VERIFIED_PACKETS from each queue that sends. Raises VhostfastError as above, or
+    """Every byte of VERIFIED_PACKETS from each queue that sends; or, where the back-end alone does,
+    the length of as many in all, or of what comes in VERIFY_S. Raises VhostfastError as above, or
     EnvironmentLacks if nothing comes."""
     work = guests.plan.workload
     senders = work.busy_guests // 2 if work.pattern == "one-way" else work.busy_guests
-    total = VERIFIED_PACKETS * work.queues * senders
+    total = VERIFIED_PACKETS * work.queues * senders if work.sends else None
+    until = time.monotonic() + VERIFY_S
     with (
         guests.traffic(frames, "full", 1, VERIFIED_PACKETS) as traffic,
         driving(guests.plan, traffic, VERIFY_S, expected=total) as driver,
@@ -255,11 +275,14 @@ def verify(guests: Guests, frames: Frames) -> Counters:
         while not driver.future.done():
             guests.look()
             time.sleep(LOOK_S)
+            enough = traffic.counters().arrived >= VERIFIED_PACKETS
+            if not work.sends and (enough or time.monotonic() >= until):
+                traffic.stop()
     counters = traffic.counters()
     guests.require_right(frames, counters)
     guests.require_at_home(traffic)
     guests.require_marks(counters)
-    if counters.received == 0:
+    if counters.arrived == 0:
         guests.run.require_alive()
         raise EnvironmentLacks(nothing_came(guests.run, counters))
     return counters
@@ -267,6 +290,11 @@ def verify(guests: Guests, frames: Frames) -> Counters:
 
 def nothing_came(run: Running, counters: Counters) -> str:
     """As a sentence, which end of the back-end it was."""
+    if counters.sent == 0:
+        return (
+            f"{run.name} sent nothing, and no guest does: start one that sends by itself, such as"
+            f" {TESTPMD} with --forward-mode=txonly{run.said()}"
+        )
     if counters.done == 0:
         return f"{run.name} took no packet of {counters.sent} that were offered{run.said()}"
     return f"{run.name} took {counters.done} packets and delivered none{run.said()}"
@@ -287,14 +315,16 @@ class Driver:
 def driving(
     plan: Plan, traffic: Traffic, seconds: float, expected: int | None = None
 ) -> Iterator[Driver]:
-    """Traffic on the driver's CPU, for `seconds` or until all that is expected has come."""
+    """Traffic on the driver's CPU, for `seconds` or until all that is expected has come; where no
+    guest sends, until nothing has for so long, or it is stopped."""
+    linger_s = LINGER_S if expected else 0 if plan.workload.sends else seconds
 
     def settle() -> int:
         os.sched_setaffinity(0, {plan.driver_cpu})  # of this thread alone
         return threading.get_native_id()
 
     def run() -> None:
-        traffic.run(seconds, linger_s=LINGER_S if expected else 0, expected=expected)
+        traffic.run(seconds, linger_s=linger_s, expected=expected)
 
     with ThreadPoolExecutor(1) as threads:
         thread_id = threads.submit(settle).result()
@@ -309,19 +339,22 @@ def driving(
 
 def measure(guests: Guests, frames: Frames) -> Sample:
     """The timed part, after its warm-up. Raises as `verify`."""
-    plan, run = guests.plan, guests.run
+    plan, run, work = guests.plan, guests.run, guests.plan.workload
     whole_s = plan.warm_up_s + plan.seconds + EDGES_S
     with (
-        guests.traffic(frames, plan.workload.load, VERIFY_EVERY) as traffic,
+        guests.traffic(frames, work.load, VERIFY_EVERY) as traffic,
         driving(plan, traffic, whole_s) as driver,
     ):
         _wait(guests, traffic, plan.warm_up_s)
         before = _now(run, traffic, driver)
         _wait(guests, traffic, plan.seconds)
         after = _now(run, traffic, driver)
-        traffic.stop_sending()
+        if work.sends:
+            traffic.stop_sending()
+        else:
+            traffic.stop()
     counters = traffic.counters()
-    if run.checked:
+    if run.checked and (work.sends or work.load != "lean"):  # which looks at no length
         guests.require_right(frames, counters)
     guests.require_marks(counters)
     return _sample(run, counters, before, after)
@@ -356,7 +389,7 @@ def _wait(guests: Guests, traffic: Traffic, seconds: float) -> None:
 
 def _packets(run: Running, counters: Counters) -> int:
     """What counts: of a back-end that need not be right, what it gave back."""
-    return counters.received if run.checked else counters.done
+    return counters.arrived if run.checked else counters.done
 
 
 def _sample(run: Running, counters: Counters, before: _Moment, after: _Moment) -> Sample:
@@ -364,7 +397,7 @@ def _sample(run: Running, counters: Counters, before: _Moment, after: _Moment) -
     if packets == 0:
         raise EnvironmentLacks(nothing_came(run, counters))
     cycles = after.busy - before.busy + after.idle - before.idle
-    lost = counters.lost(counters.done) / counters.done if run.checked else 0.0
+    lost = counters.lost(counters.done) / counters.done if run.checked and counters.done else 0.0
     seconds = after.seconds - before.seconds
     waited_ns = max(b - a for a, b in zip(before.starved_ns, after.starved_ns, strict=True))
     return Sample(
@@ -372,6 +405,6 @@ def _sample(run: Running, counters: Counters, before: _Moment, after: _Moment) -
         cycles=cycles / packets,
         idle=(after.idle - before.idle) / cycles,
         lost=max(lost, 0.0),
-        verified=counters.verified,
+        verified=counters.verified if counters.sent else 0,
         starved=min(waited_ns / seconds / 1e9, 1.0),
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from vhostfast.core.driver import RING_SIZE_MAX
@@ -11,8 +12,8 @@ from vhostfast.errors import UsageError
 from vhostfast.protocol.message import LOG_PAGE, REGIONS_MAX
 
 MODES = ("poll", "interrupt", "adaptive")
-PATTERNS = ("both-ways", "one-way", "loop", "send-only")
-ALONE = ("loop", "send-only")  # of them: one guest
+PATTERNS = ("both-ways", "one-way", "loop", "send-only", "receive-only")
+ALONE = ("loop", "send-only", "receive-only")  # of them: one guest
 BUSY = ("all", "2")
 FORWARDS = ("patch", "learn")
 LOGS = ("off", "on", "both")
@@ -70,7 +71,8 @@ class Workload:
     """What the guests do. `load` and `layout` as driver.traffic.Load's; `queues` are pairs a guest.
 
     `pattern`: two guests that both send ("both-ways"), the first to the second ("one-way"), or one
-    that gets back what it sends ("loop") or nothing ("send-only"). `mode` and `forward` are our own
+    that gets back what it sends ("loop") or nothing ("send-only"), or gets frames of the one size
+    of `frames` that the back-end sends by itself ("receive-only"). `mode` and `forward` are our own
     switch's. `log`: whether the guests migrate meanwhile; "both" holds a back-end with the log on
     against itself with it off. `ports`: guests, where there is not only one, in pairs of which
     "all" are `busy`, or the first two guests alone. `buffer_size`: bytes of a receive buffer; a
@@ -106,6 +108,13 @@ class Workload:
         ):
             if value not in allowed:
                 raise UsageError(f"--{option} {value}: choose one of {', '.join(allowed)}")
+        if not self.frames or not all(one.sizes for one in self.frames):
+            raise UsageError("--sizes: there are none")
+        if not self.sends and (len(self.frames) > 1 or len(self.frames[0].sizes) > 1):
+            raise UsageError(
+                f"--pattern {self.pattern}: give one of --sizes: that of the frames that the"
+                " back-end sends by itself"
+            )
         size = self.ring_size
         if not 64 <= size <= RING_SIZE_MAX or size & (size - 1):
             raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
@@ -158,6 +167,11 @@ class Workload:
         return max(max(one.sizes) for one in self.frames) > room
 
     @property
+    def sends(self) -> bool:
+        """Whether any guest does."""
+        return self.pattern != "receive-only"
+
+    @property
     def guests(self) -> int:
         """Sockets that a back-end needs for it."""
         return 1 if self.pattern in ALONE else self.ports
@@ -196,8 +210,10 @@ class Plan:
     hugepages: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.seconds <= 0 or self.warm_up_s < 0:
+        if self.rounds < 1 or not 0 < self.seconds < inf:
             raise UsageError("--rounds, --seconds: give at least one round of some time")
+        if not 0 <= self.warm_up_s < inf:
+            raise UsageError(f"--warm-up {self.warm_up_s:g}: give seconds, 0 or more")
         if self.worker_cpu == self.driver_cpu:
             raise UsageError(
                 f"--worker-cpu and --driver-cpu are both {self.worker_cpu}: who plays the virtual"

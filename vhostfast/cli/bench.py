@@ -103,7 +103,10 @@ def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
     cells = [short(rate.median), range_of(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
-    cells += [f"{report.figures(frames, row, what).median:.1%}" for what in ("idle", "lost")]
+    cells.append(f"{report.figures(frames, row, 'idle').median:.1%}")
+    lost = report.figures(frames, row, "lost").median
+    known = report.plan["workload"]["pattern"] not in ("send-only", "receive-only")
+    cells.append(f"{lost:.1%}" if known else "")
     against = report.held_against(row)
     return cells + [
         spread(report.ratio(frames, row, to)) if to in against else "" for to in _others(report)
@@ -211,14 +214,17 @@ def _print_changes(changes: "list[Change]") -> None:
     title = f"{changes[0].row}: medians and the range of rounds"
     table = table_of(title, ("bytes", "figure", "old", "new", "change", ""))
     for one in changes:
-        verdict = "more than noise" if one.is_more_than_noise else "noise"
+        verdict = "more than noise" if one.is_more_than_noise else "noise" if one.is_told else "?"
         figure = f"x {one.to}" if one.to else FIGURES.get(one.figure, one.figure)
         figure += f" at {one.load}" if one.load else ""
         change = f"{one.factor - 1:+.1%}" if one.old.median else ""
         cells = (spread(one.old), spread(one.new), change, verdict)
         table.add_row(one.frames, figure, *cells, style="bold" if one.is_more_than_noise else "")
     print_table(table)
-    print(
-        "more than noise: no round of one run lies among those of the other, which by chance"
-        f" alone happens once in {changes[0].chance} times"
-    )
+    if changes[0].is_told:
+        print(
+            "more than noise: no round of one run lies among those of the other, which by chance"
+            f" alone happens once in {changes[0].chance:g} times"
+        )
+    else:
+        print("?: too few rounds to tell a change from noise; run both with --rounds 2 or more")

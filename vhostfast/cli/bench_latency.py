@@ -60,7 +60,7 @@ def _latency(options: Options, rate: Rate = "10%,50%,90%") -> None:
     from vhostfast.bench.latency import job, parse_rates
 
     _require_receiver(options)
-    options.measure(job(parse_rates(rate)), _print_latency)
+    options.measure(job(parse_rates(rate), options.seconds), _print_latency)
 
 
 def _loss_free(options: Options, resolution: Resolution = 0.02, loss: Loss = 0.0) -> None:
@@ -83,8 +83,9 @@ loss_free = with_options(
 
 
 def _require_receiver(options: Options) -> None:
-    if options.pattern == "send-only":
-        raise UsageError(f"--pattern send-only: nothing arrives; choose one of {', '.join(WAYS)}")
+    alone = {"send-only": "nothing arrives", "receive-only": "no guest sends"}
+    if what := alone.get(options.pattern):
+        raise UsageError(f"--pattern {options.pattern}: {what}; choose one of {', '.join(WAYS)}")
 
 
 def _title(report: "Report", what: str) -> str:

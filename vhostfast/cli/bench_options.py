@@ -47,9 +47,9 @@ Sizes = Annotated[
 Pattern = Annotated[
     str,
     typer.Option(
-        metavar="both-ways|one-way|loop|send-only",
+        metavar="both-ways|one-way|loop|send-only|receive-only",
         help="Two VMs send to each other; one to the other; one gets back what it sends, or"
-        " nothing: then what is taken counts.",
+        " nothing: then what is taken counts; or it gets what the back-end sends by itself.",
     ),
 ]
 Load = Annotated[

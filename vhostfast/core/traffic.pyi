@@ -71,8 +71,8 @@ class Receiver:
         verify_every: int,
         frame_size: int = 0,
     ) -> Self: ...
-    def counters(self) -> tuple[int, int, int, int, int]:
-        """(packets, bytes, corrupt, foreign, verified); at any time."""
+    def counters(self) -> tuple[int, int, int, int, int, int]:
+        """(packets, bytes, corrupt, foreign, bytes of those, verified); at any time."""
 
 @final
 class Loop:

@@ -91,6 +91,7 @@ cdef extern from "driver/traffic.h" nogil:
         uint64_t bytes
         uint64_t corrupt
         uint64_t foreign
+        uint64_t foreign_bytes
         uint64_t verified
         uint64_t buffers
         uint32_t buffers_each
@@ -277,7 +278,7 @@ cdef class Receiver:
 
     def counters(self):
         cdef receiver *it = &self._receiver
-        return it.packets, it.bytes, it.corrupt, it.foreign, it.verified
+        return it.packets, it.bytes, it.corrupt, it.foreign, it.foreign_bytes, it.verified
 
 
 @cython.final

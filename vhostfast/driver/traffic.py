@@ -76,6 +76,7 @@ class Counters:
     received_bytes: int = 0
     corrupt: int = 0
     foreign: int = 0
+    foreign_bytes: int = 0
     verified: int = 0
     missing: int = 0
     reordered: int = 0
@@ -84,6 +85,11 @@ class Counters:
     def __add__(self, other: Self) -> "Counters":
         names = [field.name for field in fields(self)]
         return Counters(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    @property
+    def arrived(self) -> int:
+        """Frames of anybody's."""
+        return self.received + self.foreign
 
     def lost(self, sent: int | None = None) -> int:
         """Packets that never came, of `sent` by the peers if known, else by gaps alone."""
