@@ -16,13 +16,17 @@ Ports = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=KIND:ARG",
-        help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=off]."
-        " Repeat it.",
+        help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=on|off]:"
+        " connect, not listen; N queue pairs at most, of 1 to 128 (default 128); checksum and"
+        " segmentation offloads or none (default on). Repeat it.",
     ),
 ]
 Users = Annotated[
     list[str] | None,
-    typer.Option(metavar="UID", help="Serve front-ends of this user alone. Repeat it."),
+    typer.Option(
+        metavar="USER,...",
+        help="Serve front-ends of these users alone, by number or name. Or repeat it.",
+    ),
 ]
 
 
@@ -54,7 +58,10 @@ def switch(
     allow_uid: Users = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TOML with the same keys; options given here win."),
+        typer.Option(
+            metavar="FILE",
+            help='TOML with the same keys, such as socket-mode = "0660"; options given here win.',
+        ),
     ] = None,
     witness: Annotated[
         bool | None, typer.Option("--witness", help="Let the kernel check each migration's log.")
