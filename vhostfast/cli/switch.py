@@ -76,7 +76,6 @@ def switch(
     Prints a summary of each port's counters at the end, and whenever SIGUSR1 comes.
     """
     import asyncio
-    import logging
 
     from vhostfast.switch.config import configure
     from vhostfast.switch.daemon import run
@@ -94,10 +93,20 @@ def switch(
     }
     given = {key: value for key, value in options.items() if value is not None}
     settled = configure(given, config)
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=settled.log_level.upper()
-    )
+    _log_to_stderr(settled.log_level)
     asyncio.run(run(settled, _print_json if as_json else _print_lines))
+
+
+def _log_to_stderr(level: str) -> None:
+    import logging
+
+    from vhostfast.switch.journal import Writer
+
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=level.upper(),
+        handlers=[Writer(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()],
+    )
 
 
 def _print_json(summary: "Summary") -> None:
