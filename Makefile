@@ -38,8 +38,8 @@ bench: build
 instructions: build
 	$(BIN)/python bench/instructions.py
 
-# What reads guest memory against any bytes, by clang: FUZZ_SECONDS of each target (60), two at a
-# time; an hour each is FUZZ_SECONDS=3600.
+# What reads guest memory against any bytes, by clang: FUZZ_SECONDS of each of the eight targets (60),
+# two at a time. An hour in all: FUZZ_SECONDS=900 make fuzz
 fuzz: $(BIN)/python
 	$(BIN)/python scripts/fuzz.py
 

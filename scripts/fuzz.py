@@ -7,8 +7,8 @@
 
 A run begins with the corpus in tests/fuzz/corpus/TARGET.txt: an input a line, in Base64. --keep has
 libFuzzer choose the fewest, and smallest, that reach what all do, those of earlier runs in
-build/fuzz/TARGET.new with them. Exit code 1: something was found, and its input stands in
-build/fuzz; 3: clang is missing.
+build/fuzz/TARGET.new with them. Exit code 1: something was found; what, in which file its input
+stands and how to run it again is said at the end. 3: clang is missing.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import base64
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,10 @@ FLAGS = [
     "-fsanitize-coverage=trace-loads", f"-I{ROOT}/csrc", f"-I{ROOT}/tests/c",
 ]  # fmt: skip
 # SIGBUS is the guard's; a run of 20 s hangs.
-LIMITS = ["-handle_bus=0", "-timeout=20", "-max_len=2048", "-print_final_stats=1"]
+LIMITS = ["-handle_bus=0", "-timeout=20"]
+# What says what is wrong: a check of ours (tests/c/check.h), a sanitizer or libFuzzer itself.
+COMPLAINT = re.compile(r"^.*(?:\.[ch]:\d+: |runtime error: |ERROR: \w+: ).*$", re.MULTILINE)
+WRITTEN = re.compile(r"Test unit written to (.+)")
 
 
 def build(target: str, clang: str) -> Path:
@@ -56,8 +60,9 @@ def fuzz(program: Path, new: Path, seconds: int) -> tuple[bool, str]:
     """Whether nothing was found, and all that libFuzzer said. What is new goes into `new`."""
     for seed in seeds(program.name):
         (new / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    command = [str(program), *LIMITS, f"-max_total_time={seconds}",
-               f"-artifact_prefix={BUILD}/{program.name}-", str(new)]  # fmt: skip
+    command = [str(program), *LIMITS, "-max_len=2048", "-print_final_stats=1",
+               f"-max_total_time={seconds}", f"-artifact_prefix={BUILD}/{program.name}-",
+               str(new)]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     return run.returncode == 0, run.stderr
 
@@ -65,7 +70,8 @@ def fuzz(program: Path, new: Path, seconds: int) -> tuple[bool, str]:
 def keep(program: Path, new: Path) -> None:
     """The corpus becomes the fewest inputs that reach every edge that `new` does."""
     with tempfile.TemporaryDirectory() as merged:
-        command = [str(program), *LIMITS, "-set_cover_merge=1", "-use_counters=0", merged, str(new)]
+        command = [str(program), *LIMITS, "-max_len=2048", "-set_cover_merge=1",
+                   "-use_counters=0", merged, str(new)]  # fmt: skip
         subprocess.run(command, capture_output=True, check=True)
         inputs = sorted(path.read_bytes() for path in Path(merged).iterdir())
     CORPORA.mkdir(exist_ok=True)
@@ -82,14 +88,30 @@ def summary(target: str, said: str) -> str:
     )
 
 
-def work(target: str, clang: str, seconds: int, keeps: bool) -> bool:
+def found(program: Path, said: str) -> str:
+    """What a target found, where its input stands, and the command that runs it again."""
+    complaint, written = COMPLAINT.search(said), WRITTEN.search(said)
+    lines = [
+        f"fuzz: {program.name} FOUND: {complaint[0] if complaint else 'it ended, and said not why'}"
+    ]
+    if written:
+        command = [os.path.relpath(program), *LIMITS, os.path.relpath(written[1])]
+        lines += [f"  input: {written[1]}", f"  again: {shlex.join(command)}"]
+    return "\n".join(lines)
+
+
+def work(target: str, clang: str, seconds: int, keeps: bool) -> str | None:
+    """What was found, if anything was."""
     program, new = build(target, clang), BUILD / f"{target}.new"
     new.mkdir(exist_ok=True)
     good, said = fuzz(program, new, seconds)
-    print(summary(target, said) if good else f"{said}\nfuzz: {target} FOUND something", flush=True)
-    if good and keeps:
+    if not good:
+        print(said, flush=True)
+        return found(program, said)
+    print(summary(target, said), flush=True)
+    if keeps:
         keep(program, new)
-    return good
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pool.submit(work, target, clang, options.seconds, options.keep)
             for target in options.targets or TARGETS
         ]
-    return 0 if all(job.result() for job in jobs) else 1
+    finds = [find for job in jobs if (find := job.result())]
+    print("\n".join(finds or [f"fuzz: nothing found by {len(jobs)} targets"]))
+    return 1 if finds else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -152,3 +152,30 @@ def test_a_port_fills_only_its_share_of_the_log(tmp_path: Path) -> None:
     assert written + told == 200
     assert told > 0
     assert written % 20 == 0  # a period's, and there may be a second
+
+
+def fill(pipe: int) -> None:
+    """The pipe that `pipe` reads from, to the last byte."""
+    fd = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(fd, b"x")
+    os.close(fd)
+
+
+@pytest.mark.parametrize("read_again", [True, False])
+@pytest.mark.hostile("process", "a log that nobody reads, its pipe full", "no effect on others")
+def test_a_log_that_nobody_reads(tmp_path: Path, read_again: bool) -> None:
+    """Who connects is served, who is connected goes on, and the switch ends when it should."""
+    with four(tmp_path) as (switch, paths, c, d):
+        assert switch.process.stderr
+        fill(switch.process.stderr.fileno())
+        with honest_pair(*paths[:2]) as (a, b):
+            assert carry(a, b, FRAMES) == FRAMES
+            assert carry(c, d, FRAMES) == FRAMES
+        if read_again:
+            _, said = switch.end()
+            assert said.count("vring 1 stopped") == 4
+        else:
+            switch.process.terminate()
+            assert switch.process.wait(10) == 0

@@ -107,10 +107,11 @@ def test_options_are_read_and_defaults_hold() -> None:
         ("socket-mode", "04755", "give three octal digits"),
         ("socket-mode", 600, "give three octal digits"),
         ("socket-group", "", "give a name"),
-        ("allow-uid", "0", "--allow-uid is '0': give a list of users, such as [64055"),
-        ("allow-uid", [], "give a list of users"),
-        ("allow-uid", [True], "give a list of users"),
+        ("allow-uid", [], "--allow-uid is []: give users, such as 64055,libvirt-qemu; in a file ["),
+        ("allow-uid", [True], "give users"),
+        ("allow-uid", 64055, "give users"),
         ("allow-uid", [""], "give a name"),
+        ("allow-uid", ["root,"], "give a name"),
         ("witness", "yes", "--witness is 'yes': say true or false"),
         ("port", "text", "give a list of texts"),
         ("port", [1], "give a list of texts"),
@@ -167,6 +168,14 @@ def test_file_has_the_same_keys_and_options_win(tmp_path: Path) -> None:
     assert config.socket_mode == 0o600
     assert config.allow_uid == ("64055", "kvm")
     assert configure({"port": [PORT], "forward": "drop"}, file).ports[0].name == "vm0"
+    assert configure({"allow-uid": ["root,7", "kvm"]}, file).allow_uid == ("root", "7", "kvm")
+
+
+@pytest.mark.parametrize("text", ["forward = hub", "witness = True", "port = a=vhost-user:/a"])
+def test_quotes_are_no_hint_where_they_do_not_help(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="is not TOML") as caught:
+        configure({}, write(tmp_path, text))
+    assert "with quotes" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,15 @@ def test_file_has_the_same_keys_and_options_win(tmp_path: Path) -> None:
         ("ports = []", "'ports' in {path}: there is no such key: use port,"),
         ('forward = "hub"', "'forward' in {path} is 'hub': choose learn"),
         ("forward =", "--config {path} is not TOML"),
+        (
+            "port = []\nsocket-mode = 0660 # group",
+            "(at line 2, column 16): socket-mode = 0660 # group:"
+            ' write socket-mode = "0660", with quotes',
+        ),
+        ("forward = hub", "column 11): forward = hub"),
+        ("witness = True\n", "column 11): witness = True"),
         ("socket-mode = 0o660", "'socket-mode' in {path} is 432: give three octal digits"),
+        ("socket-mode = 660", 'such as 0660; in a file "0660", with quotes'),
         ("[port]\na = 1", "'port' in {path} is {{'a': 1}}: give a list"),
         ("", "no port"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -44,6 +45,35 @@ def exchange(first: Frontend, second: Frontend, size: int = 300) -> Counters:
 def all_arrived(counters: Counters) -> bool:
     faults = (counters.corrupt, counters.missing, counters.reordered, counters.repeated)
     return counters.received == 2 * COUNT and faults == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told_once_all_sockets_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    name = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind("\0" + name if abstract else name)
+        notify.settimeout(30)
+        with daemon(*ports(*paths)) as switch:
+            assert notify.recv(100) == b"READY=1"
+            for path in paths:
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.connect(str(path))
+            switch.end()
+
+
+def test_nobody_to_be_told_is_no_reason_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    with daemon(*ports(tmp_path / "a")) as switch:
+        wait_for(tmp_path / "a")
+        switch.wait_ready()
+        _, said = switch.end()
+    assert "NOTIFY_SOCKET cannot be told that the switch is ready" in said
 
 
 @pytest.mark.parametrize("mode", ["poll", "interrupt", "adaptive"])

@@ -1,11 +1,13 @@
 """A port's lines are bounded by kind, the rest are counted, and other ports are not affected."""
 
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from vhostfast.switch.journal import DEBUG_LINES, LINES, Moderation
+from vhostfast.switch.journal import DEBUG_LINES, LINES, WAITING_LINES, Moderation, Writer
 
 log = logging.getLogger("vhostfast")
 
@@ -70,3 +72,56 @@ def test_what_is_of_no_port_is_never_left_out(kept: tuple[list[str], Moderation]
     for number in range(3 * LINES):
         log.error("%d connections did not end within %s s", number, 1)
     assert len(lines) == 3 * LINES
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("vhostfast", logging.INFO, "", 0, text, None, None)
+
+
+def test_nobody_waits_for_who_reads_the_log() -> None:
+    """What waits comes when it is read, in order; what was lost is counted."""
+    source, fd = os.pipe()
+    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(fd, b"x" * 4095 + b"\n")
+    writer = Writer(fd)
+    for number in range(WAITING_LINES + 100):
+        writer.handle(record(f"line {number}"))
+    with os.fdopen(source) as pipe:
+        assert pipe.readline() == "x" * 4095 + "\n"
+        number = 0
+        while number < WAITING_LINES:
+            assert pipe.readline() == f"line {number}\n"
+            number += 1
+        writer.handle(record("and on"))
+        rest = pipe.readline()
+        if rest == f"line {number}\n":  # the one that the thread had in its hands
+            number += 1
+            rest = pipe.readline()
+        assert rest == f"… {WAITING_LINES + 100 - number} lines were lost: nobody read the log\n"
+        assert pipe.readline() == "and on\n"
+        writer.handle(record("the last"))
+        writer.close()
+        os.close(fd)
+        assert pipe.read() == "the last\n"
+
+
+def test_a_log_without_a_reader_is_no_fault() -> None:
+    source, fd = os.pipe()
+    os.close(source)
+    writer = Writer(fd)
+    writer.handle(record("to nobody"))
+    writer.close()
+    os.close(fd)
+
+
+def test_who_never_reads_holds_up_no_end() -> None:
+    source, fd = os.pipe()
+    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(fd, b"x" * 4096)
+    writer = Writer(fd)
+    for number in range(WAITING_LINES + 2):
+        writer.handle(record(f"line {number}"))
+    writer.close()
+    os.close(source)  # which ends the thread's wait
+    writer.close()
+    os.close(fd)

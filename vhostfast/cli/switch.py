@@ -16,13 +16,17 @@ Ports = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=KIND:ARG",
-        help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=off]."
-        " Repeat it.",
+        help="A port, such as vm0=vhost-user:/run/vm0.sock[,client][,queues=N][,offloads=on|off]:"
+        " connect, not listen; N queue pairs at most, of 1 to 128 (default 128); checksum and"
+        " segmentation offloads or none (default on). Repeat it.",
     ),
 ]
 Users = Annotated[
     list[str] | None,
-    typer.Option(metavar="UID", help="Serve front-ends of this user alone. Repeat it."),
+    typer.Option(
+        metavar="USER,...",
+        help="Serve front-ends of these users alone, by number or name. Or repeat it.",
+    ),
 ]
 
 
@@ -54,7 +58,10 @@ def switch(
     allow_uid: Users = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TOML with the same keys; options given here win."),
+        typer.Option(
+            metavar="FILE",
+            help='TOML with the same keys, such as socket-mode = "0660"; options given here win.',
+        ),
     ] = None,
     witness: Annotated[
         bool | None, typer.Option("--witness", help="Let the kernel check each migration's log.")
@@ -69,7 +76,6 @@ def switch(
     Prints a summary of each port's counters at the end, and whenever SIGUSR1 comes.
     """
     import asyncio
-    import logging
 
     from vhostfast.switch.config import configure
     from vhostfast.switch.daemon import run
@@ -87,10 +93,20 @@ def switch(
     }
     given = {key: value for key, value in options.items() if value is not None}
     settled = configure(given, config)
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=settled.log_level.upper()
-    )
+    _log_to_stderr(settled.log_level)
     asyncio.run(run(settled, _print_json if as_json else _print_lines))
+
+
+def _log_to_stderr(level: str) -> None:
+    import logging
+
+    from vhostfast.switch.journal import Writer
+
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=level.upper(),
+        handlers=[Writer(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()],
+    )
 
 
 def _print_json(summary: "Summary") -> None:

@@ -4,6 +4,7 @@ Both sources hold the same keys with the same spelling of values, so there is on
 Nothing here touches the machine; what only the machine can answer is asked by daemon.py.
 """
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -152,15 +153,19 @@ def _text(value: object) -> str:
 
 
 def _users(value: object) -> tuple[str, ...]:
-    words = value if isinstance(value, list) and value else [None]
-    if not all(isinstance(word, str | int) and not isinstance(word, bool) for word in words):
-        raise _Fault('give a list of users, such as [64055, "libvirt-qemu"]')
-    return tuple(_text(str(word)) for word in words)
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not words or not all(_is_user(word) for word in words):
+        raise _Fault('give users, such as 64055,libvirt-qemu; in a file [64055, "libvirt-qemu"]')
+    return tuple(_text(name) for word in words for name in str(word).split(","))
+
+
+def _is_user(word: object) -> bool:
+    return isinstance(word, str | int) and not isinstance(word, bool)
 
 
 def _octal(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"(0o?)?[0-7]{1,3}", value):
-        raise _Fault("give three octal digits as text, such as 0660")
+        raise _Fault('give three octal digits, such as 0660; in a file "0660", with quotes')
     return int(value, 8)
 
 
@@ -224,14 +229,32 @@ def settings(values: Mapping[str, object], spelling: str = "--{}") -> dict[str, 
     return fields
 
 
+def _toml_hint(text: str, error: str) -> str:
+    """The line that `error` of tomllib is about; and how it goes, if it lacks only quotes."""
+    at = re.search(r"at line (\d+)", error)
+    if at is None:
+        return ""
+    line = text.split("\n")[int(at[1]) - 1].strip()
+    hint = f": {line}"
+    if bare := re.fullmatch(r"([a-z-]+)\s*=\s*([^\s\"'#]+)\s*(#.*)?", line):
+        key, value = bare[1], bare[2]
+        with contextlib.suppress(UsageError):
+            settings({key: value})
+            hint += f': write {key} = "{value}", with quotes'
+    return hint
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a TOML file of the same keys. Raises UsageError, or EnvironmentLacks for no file."""
+    text = ""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except OSError as error:
         raise EnvironmentLacks(f"--config {path}: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not TOML
-        raise UsageError(f"--config {path} is not TOML: {error}") from None
+        hint = _toml_hint(text, str(error))
+        raise UsageError(f"--config {path} is not TOML: {error}{hint}") from None
     return settings(values, "'{}' in " + str(path).replace("{", "{{").replace("}", "}}"))
 
 

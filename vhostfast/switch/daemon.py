@@ -13,8 +13,10 @@ import contextlib
 import functools
 import grp
 import logging
+import os
 import pwd
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ from vhostfast.switch.share import fit_fds, memory_max
 log = logging.getLogger("vhostfast")
 
 TEARDOWN_S = 0.5  # for connections to end; SIGTERM to exit is promised within a second
+NOTIFY_S = 5.0  # for systemd to take a message
 ID_MAX = 2**32 - 1  # which means "leave it" to chown, and is nobody's
 AGE_TICK_S = 10.0
 AGE_LIMIT_TICKS = 30  # an address unseen for 300 s is forgotten, as IEEE 802.1D has it
@@ -134,8 +137,24 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
                 asyncio.create_task(_report_when(asked, report, switch)),
                 asyncio.create_task(_tell(moderation)),
             ]
+            _tell_ready()
             await _until(ending, jobs)
         _report(report, switch)
+
+
+def _tell_ready() -> None:
+    """To systemd, if it asks: whoever it starts after us finds our sockets (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(NOTIFY_S)
+            sock.sendto(b"READY=1", address)
+    except OSError as error:
+        log.error("NOTIFY_SOCKET cannot be told that the switch is ready: %s", error)
 
 
 def _report(report: Callable[[Summary], None], switch: Switch) -> None:

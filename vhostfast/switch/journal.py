@@ -1,4 +1,4 @@
-"""How much of the log one port may fill.
+"""The log: how much of it one port may fill, and that nobody waits for who reads it.
 
 A line of the log begins with its port's name. Of each kind of line, which is its format, a port has
 LINES in PERIOD_S; what is more is counted, and the count told when the period is over:
@@ -8,13 +8,21 @@ LINES in PERIOD_S; what is more is counted, and the count told when the period i
 The kinds are those in the code, so that a port's lines are bounded whatever it sends. Who asks for
 the messages themselves (--log-level debug) gets DEBUG_LINES of them: a guest of 64 queue pairs that
 boots sends some 900.
+
+Lines are written by a thread of their own: who stands still and leaves the pipe full that it should
+read would else hold up every message of every front-end.
 """
 
 import logging
+import os
+import queue
+import threading
 
 LINES = 20
 DEBUG_LINES = 2000
 PERIOD_S = 10.0
+WAITING_LINES = 10_000  # some MB
+LAST_S = 0.2  # at the end, for what is not yet written
 
 log = logging.getLogger("vhostfast")
 
@@ -52,3 +60,48 @@ class Moderation(logging.Filter):
                     PERIOD_S,
                     kind.removeprefix("%s: "),
                 )
+
+
+class Writer(logging.Handler):
+    """Writes lines to `fd`; logging never waits for it.
+
+    WAITING_LINES may wait to be written; what is more is lost, and its count told once there is
+    room. At the end (`close`, which logging calls at exit) they have LAST_S.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lost = 0
+        self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = self.format(record) + "\n"
+        if self._lost:
+            lines = f"… {self._lost:,} lines were lost: nobody read the log\n" + lines
+        try:
+            self._lines.put_nowait(lines)
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+
+    def _write(self) -> None:
+        while (lines := self._lines.get()) is not None:
+            data = lines.encode(errors="backslashreplace")
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:  # its reader has gone, or the disk is full
+                self.acquire()
+                self._lost += 1
+                self.release()
+
+    def close(self) -> None:
+        try:
+            self._lines.put(None, timeout=LAST_S)
+            self._thread.join(LAST_S)
+        except queue.Full:
+            pass  # who has not read for so long
+        super().close()
