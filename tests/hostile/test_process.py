@@ -78,6 +78,28 @@ def test_without_fds_nobody_is_accepted_and_nothing_spins(tmp_path: Path) -> Non
     assert re.search(r"vm[01]: cannot accept on .*: Too many open files", err)
 
 
+@pytest.mark.hostile(
+    "process", "no file descriptor left for a socket to connect with", "refused until there is"
+)
+def test_a_client_without_fds_waits_for_one(tmp_path: Path) -> None:
+    paths, late = [tmp_path / "a", tmp_path / "b"], tmp_path / "late"
+    client = f"--port=vm2=vhost-user:{late},client"
+    options = ("--forward=learn", "--mode=interrupt")
+    with daemon(*ports(*paths), client, *options) as switch, honest_pair(*paths) as (a, b):
+        assert carry(a, b, FRAMES) == FRAMES
+        limits = resource.prlimit(switch.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(switch.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+        assert b.receive(1, timeout_s=2.5) == []  # it tries every 2 s
+        assert carry(a, b, FRAMES) == FRAMES
+        resource.prlimit(switch.pid, resource.RLIMIT_NOFILE, limits)
+        c = Vm(str(late), server=True)
+        c.send([frame(1, to=2, sender=3)])
+        assert b.receive(1) == [frame(1, to=2, sender=3)]
+        c.close()
+        _, err = switch.end()
+    assert f"vm2: waiting for {late}: Too many open files" in err
+
+
 @pytest.mark.hostile("process", "no address space left for a front-end's memory", "port closes")
 def test_without_address_space_a_map_is_refused(tmp_path: Path) -> None:
     with four(tmp_path, "--json") as (switch, paths, c, d):
