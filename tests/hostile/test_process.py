@@ -15,7 +15,8 @@ from daemon import COMMAND, Daemon, daemon, ports, wait_listening
 from host import Vm, carry, eventually, frame
 
 from vhostfast.driver import GuestMemory
-from vhostfast.errors import ProtocolError
+from vhostfast.errors import Disconnected, ProtocolError
+from vhostfast.protocol.message import Request
 
 FRAMES = [frame(number) for number in range(100)]
 
@@ -76,6 +77,44 @@ def test_without_fds_nobody_is_accepted_and_nothing_spins(tmp_path: Path) -> Non
         assert carry(c, d, FRAMES) == FRAMES
         _, err = switch.end()
     assert re.search(r"vm[01]: cannot accept on .*: Too many open files", err)
+
+
+@pytest.mark.hostile(
+    "process", "no file descriptor left for a socket to connect with", "refused until there is"
+)
+def test_a_client_without_fds_waits_for_one(tmp_path: Path) -> None:
+    paths, late = [tmp_path / "a", tmp_path / "b"], tmp_path / "late"
+    client = f"--port=vm2=vhost-user:{late},client"
+    options = ("--forward=learn", "--mode=interrupt")
+    with daemon(*ports(*paths), client, *options) as switch, honest_pair(*paths) as (a, b):
+        assert carry(a, b, FRAMES) == FRAMES
+        limits = resource.prlimit(switch.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(switch.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+        assert b.receive(1, timeout_s=2.5) == []  # it tries every 2 s
+        assert carry(a, b, FRAMES) == FRAMES
+        resource.prlimit(switch.pid, resource.RLIMIT_NOFILE, limits)
+        c = Vm(str(late), server=True)
+        c.send([frame(1, to=2, sender=3)])
+        assert b.receive(1) == [frame(1, to=2, sender=3)]
+        c.close()
+        _, err = switch.end()
+    assert f"vm2: waiting for {late}: Too many open files" in err
+
+
+@pytest.mark.hostile("fds", "a kick whose file's name forges a line of the log", "port closes")
+def test_the_name_of_a_file_is_one_line_of_the_log(tmp_path: Path) -> None:
+    with four(tmp_path) as (switch, paths, c, d), honest_pair(*paths[:2]) as (a, _):
+        fd = os.memfd_create("x\n2026-01-01 00:00:00,000 ERROR vm3: forged\x1b[2J\udcff")
+        with suppress(Disconnected, ProtocolError):
+            a.frontend.tell_file(Request.SET_VRING_KICK, 0, fd)
+            a.frontend.fence()
+        os.close(fd)
+        assert carry(c, d, FRAMES) == FRAMES
+        _, err = switch.end()
+    assert "\x1b" not in err
+    assert not any(line.startswith("2026-01-01") for line in err.splitlines())
+    named = r"/memfd:x\n2026-01-01 00:00:00,000 ERROR vm3: forged\x1b[2J\udcff (deleted)"
+    assert f"vm0: refused: SET_VRING_KICK: fd is {named}, must be an eventfd" in err
 
 
 @pytest.mark.hostile("process", "no address space left for a front-end's memory", "port closes")

@@ -249,7 +249,8 @@ def _check_kind(message: Message, fds: Sequence[int]) -> None:
     for fd in fds:
         kind = os.readlink(f"/proc/self/fd/{fd}")
         if kind != "anon_inode:[eventfd]":
-            raise ProtocolError(message.request.name, "fd", kind, "an eventfd")
+            named = kind.encode("unicode_escape").decode()  # by the peer: lines, terminal escapes
+            raise ProtocolError(message.request.name, "fd", named, "an eventfd")
         os.set_blocking(fd, False)
 
 

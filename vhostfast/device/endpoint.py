@@ -153,7 +153,10 @@ class Connector:
         clock = asyncio.get_running_loop().time
         delay, told = RETRY_FIRST_S, 0
         while True:
-            sock, error = _connect(self.path)
+            try:
+                sock, error = _connect(self.path)
+            except OSError as failed:  # no file descriptor is left: there may be one later
+                sock, error = None, failed.errno or 0
             if sock is not None and (why := _unwelcome(sock, self._uids)):
                 _refuse(self.name, sock, why, refused)
             elif sock is not None:
