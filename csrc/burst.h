@@ -126,9 +126,9 @@ static inline void publish_touched(struct burst *burst)
         split_publish(sending);
     while (burst->touched != NULL) {
         struct ring *ring = burst->touched;
+        ring_lock(burst, ring); /* one that is shared is here only where a burst broke off */
         burst->touched = ring->next_touched;
         ring->touched = false;
-        ring_lock(burst, ring); /* one that is shared is here only where a burst broke off */
         ring_complete(ring);
         ring_unlock(burst, ring);
     }

@@ -186,6 +186,7 @@ static void worker_forward(void *argument)
     struct worker *worker = argument;
     struct accounts *accounts = &worker->burst.accounts;
     uint64_t now = cycle_count();
+    accounts->charged_receivers = 0; /* of a turn that broke off */
     publish_touched(&worker->burst);
     while ((worker->at = worker_next(worker, worker->at)) < worker->source_count) {
         struct source *source = &worker->source[worker->at];

@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 from host import Flow, Host, carry, eventually, frame, number_of, readable
+from logfile import LogFile
 
+from vhostfast.backend import reconcile
 from vhostfast.backend.reconcile import shape_of
 from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Port
@@ -192,6 +194,25 @@ def test_four_queue_pairs_each_in_order():
         b.frontend.enable(3, False)  # three are left: what came on 3 goes to 0
         a.send([frame(1)], 3)
         assert b.receive(1, 0) == [frame(1)]
+
+
+def test_a_message_about_a_ring_costs_the_same_among_many(monkeypatch):
+    """Or a guest of many queue pairs uses up its share of the control plane by one migration."""
+    looks = []
+    monkeypatch.setattr(
+        reconcile, "shape_of", lambda *given: looks.append(given) or shape_of(*given)
+    )
+    counts = []
+    with Host() as host, LogFile(1 << 20) as log:
+        for port, pairs in enumerate((2, 32)):
+            looks.clear()
+            vm = host.vm(port, start=False, queue_pairs=pairs)
+            vm.start(fill=False)
+            log.begin(vm.frontend)
+            vm.frontend.stop()
+            assert host.ports[port].port.rings == {}
+            counts.append(len(looks) / pairs)
+    assert counts[1] <= counts[0] < 40
 
 
 def test_an_unknown_ring_has_base_0():

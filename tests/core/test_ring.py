@@ -169,3 +169,28 @@ def test_a_device_is_told_what_has_vanished(gone):
             os.close(fd)
         ring.send([FRAME])
         assert ring.fault.startswith(f"{gone} is gone")
+
+
+@pytest.mark.hostile("memory", "a device's packet vanishes behind others", "port closes")
+def test_what_a_device_received_before_memory_vanished_is_received_once():
+    regions = ((0, 0x10000), (0x100000, 0x10000), (0x200000, 0x10000))
+    with Guest(regions, separate=True, sealed=False) as guest:
+        vring = guest.vring(16, index=1)
+        addr = vring.addresses()
+        areas = {"size": 16, "desc": addr.desc, "used": addr.used, "avail": addr.avail}
+        for gpa, _ in regions[1:]:
+            guest.memory.position = gpa
+            vring.ring.add([(guest.store(bytes(12) + FRAME.tobytes()), 12 + FRAME.size, False)])
+        ring = Ring(1)
+        ring.start(mapped(guest), **areas)
+        os.ftruncate(guest.memory.fds[2], 0)
+        assert [packet.tobytes() for packet in ring.receive()] == [FRAME.tobytes()]
+        assert ring.fault.startswith("guest memory is gone")
+        assert len(vring.ring.take_all()) == 1
+        assert ring.receive() == []
+        ring.stop()
+        os.ftruncate(guest.memory.fds[2], regions[2][1])  # there again, but empty
+        successor = Ring(1)
+        successor.start(mapped(guest), **areas)
+        assert [packet.tobytes() for packet in successor.receive()] == [bytes(FRAME.size)]
+        successor.stop()

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from messages import FEATURES, NET, messages
 
+from vhostfast.backend import connection
+from vhostfast.backend.reconcile import World
 from vhostfast.protocol.message import (
     HEADER_SIZE,
     SPEC,
@@ -30,6 +32,7 @@ from vhostfast.protocol.message import (
     VringState,
     encode,
 )
+from vhostfast.protocol.session import Session
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 STEPS = 25
@@ -65,12 +68,31 @@ def begun(index: int, logged: bool):
         yield Request.SET_LOG_BASE, LogBase(LOG_SIZE, 0), 1
 
 
+class Thorough(World):
+    """Of a message about one vring that one is looked at: had all been, it would be the same."""
+
+    def reconcile(self, session: Session, index: int | None = None) -> None:
+        super().reconcile(session, index)
+        before = self.told()
+        super().reconcile(session)
+        assert self.told() == before
+
+    def told(self) -> dict[int, tuple[object, ...]]:
+        return {
+            index: (shape, ring, ring.call_fd, ring.memory, ring.log, ring.used_log)
+            for index, (shape, ring) in self._rings.items()
+        }
+
+
 class Sequences(RuleBasedStateMachine):
     """Port 0 is attacked, ports 2 and 3 talk to each other."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
+        patch = pytest.MonkeyPatch()
+        self.stack.callback(patch.undo)
+        patch.setattr(connection, "World", Thorough)
         self.host = self.stack.enter_context(Host("patch", ports=4, offer=NET))
         self.honest = self.host.vm(2), self.host.vm(3)
         self.count = 0

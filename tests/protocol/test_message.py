@@ -102,6 +102,7 @@ def test_round_trip(request_, payload):
     assert type(message.payload) is SPEC[request_].payload
     assert message.payload == payload
     assert message.fds == tuple(fds)
+    assert message.vring == (payload.index if isinstance(payload, OfVring) else None)
     assert message.need_reply
     assert not decoded(request_, payload, fds).need_reply
 

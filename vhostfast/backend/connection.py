@@ -196,7 +196,7 @@ class Connection:
             self._answer_no(raw.header, error)
             return
         try:
-            self._world.reconcile(self.session)
+            self._world.reconcile(self.session, message.vring)
         except ProtocolError as error:  # the record can't be made true: nothing can follow
             self._answer_no(raw.header, error)
             raise

@@ -419,6 +419,11 @@ class Message:
     fds: tuple[int, ...]
     need_reply: bool
 
+    @property
+    def vring(self) -> int | None:
+        """The index of the vring that it is about, if it is about one and nothing else."""
+        return self.payload.index if isinstance(self.payload, OfVring) else None
+
 
 def parse_header(data: bytes) -> Header:
     """Of 12 bytes, before the payload is read. Raises ProtocolError."""
