@@ -311,8 +311,9 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
                                      const uint32_t width)
 {
     uint32_t moved = 0;
-    bool paired = false; /* chains of two pieces were seen in this burst */
-    uint32_t odd_ones = GROUP_SIZE / 4; /* that go the general path before the direct one again */
+    bool paired = false; /* chains of two pieces were seen in this burst, */
+    bool single = false; /* or chains of one */
+    uint32_t odd_ones = 1; /* so many go the general path before the direct one is tried again */
     burst->pieces = 0;
     burst->sending = source->ring;
     source->waits_for = NULL;
@@ -321,21 +322,23 @@ ALWAYS_INLINE uint32_t forward_burst(struct burst *burst, struct source *source,
         uint32_t group = forward_alike(burst, source, width, paired, &odd);
         moved += group;
         if (likely(group > 0)) {
-            odd_ones = GROUP_SIZE / 4;
+            single |= !paired;
+            odd_ones = 1;
             continue;
         }
         if (odd && !paired) {
             paired = true;
             continue;
         }
-        uint32_t single = 0;
-        while (single < odd_ones && burst->pieces < TURN_PIECES_MAX &&
+        uint32_t ones = 0;
+        while (ones < odd_ones && burst->pieces < TURN_PIECES_MAX &&
                forward_one(burst, source, width))
-            single++;
-        moved += single;
-        if (single < odd_ones)
+            ones++;
+        moved += ones;
+        if (ones < odd_ones)
             break;
         odd_ones = GROUP_SIZE;
+        paired &= !single; /* it was an odd one among those */
     }
     publish_touched(burst);
     return moved;
