@@ -1,5 +1,6 @@
 """Port specs, options and the TOML file: what is read, and the sentence for each mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,18 @@ def test_wrong_file_names_key_and_file(tmp_path: Path, text: str, says: str) -> 
     with pytest.raises(UsageError) as caught:
         configure({}, file)
     assert says.format(path=file) in str(caught.value)
+
+
+@pytest.mark.parametrize("uncommented", [False, True])
+def test_the_file_that_comes_with_the_unit(tmp_path: Path, uncommented: bool) -> None:
+    text = (Path(__file__).parents[2] / "contrib" / "systemd" / "vhostfast.toml").read_text()
+    path = tmp_path / "vhostfast.toml"
+    if uncommented:
+        text = re.sub(r"^# (?=[a-z-]+ = )", "", text, flags=re.MULTILINE)
+    path.write_text(text)
+    config = configure({}, path)
+    assert [port.name for port in config.ports] == ["vm0", "vm1"]
+    assert bool(config.allow_uid) == (config.socket_mode == 0o660) == uncommented
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:

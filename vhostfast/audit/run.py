@@ -82,7 +82,9 @@ def _offered(sockets: Sequence[Path]) -> tuple[VirtioFeature, ProtocolFeature, i
                 if path == sockets[0]:
                     Migration(frontend).close()
         except (Disconnected, TimeoutError) as error:
-            raise EnvironmentLacks(f"{path}: {error}. Has it a front-end already?") from error
+            raise EnvironmentLacks(
+                f"{path}: {error}. Has it a front-end already, or is this user not allowed?"
+            ) from error
         except ProtocolError as error:
             raise EnvironmentLacks(f"{path} does not speak vhost-user: {error}") from error
     return features, protocol, pairs
