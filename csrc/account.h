@@ -20,7 +20,7 @@ enum account_limit {
 };
 
 struct account {
-    int64_t credit; /* cycles; below zero it sits out */
+    int64_t credit; /* cycles; without any it sits out */
     int64_t owed;   /* cycles, for its buffers */
     uint32_t slice; /* in which it had its last quantum */
     bool admitted;  /* in that slice, with all its queues */

@@ -1,7 +1,7 @@
 /* A ring in the hands of a device in Python: each step under the guard, none with a Python object.
  *
- * Where memory has vanished a step returns false, ring->fault says what, and no later step touches
- * the ring. A packet is copied to and from private memory only.
+ * Where memory has vanished a step returns false, ring->fault says what, and no later step does
+ * more than tell what was done before. A packet is copied to and from private memory only.
  */
 #ifndef VHOSTFAST_DEVICE_H
 #define VHOSTFAST_DEVICE_H

@@ -277,12 +277,13 @@ ALWAYS_INLINE bool forward_one(struct burst *burst, struct source *source, const
         struct port *to = fixed_target(burst->fabric, from);
         frame.segment = ring->segment;
         enum delivery why = deliver(burst, to, source->queue, &frame, width);
-        ring->segment = why == FULL || why == PARTLY ? (uint16_t)frame.segment : 0;
+        bool waits = why == FULL || why == PARTLY;
+        ring->segment = waits ? (uint16_t)frame.segment : 0;
         if (why == FULL) {
             source->waits_for = port_receiver(to, source->queue);
             source->full_at = burst->full_at;
         }
-        if (why == FULL || why == PARTLY) {
+        if (waits) {
             split_rewind(ring, 1);
             return why == PARTLY; /* it has moved, though not all of it */
         }
