@@ -202,6 +202,23 @@ def fill(pipe: int) -> None:
     os.close(fd)
 
 
+@pytest.mark.hostile("process", "summaries that nobody reads, their pipe full", "no effect")
+def test_summaries_that_nobody_reads(tmp_path: Path) -> None:
+    """The switch serves whoever connects and ends when it should, and says what it could not."""
+    with four(tmp_path) as (switch, paths, c, d):
+        assert switch.process.stdout
+        assert switch.process.stderr
+        fill(switch.process.stdout.fileno())
+        switch.process.send_signal(signal.SIGUSR1)
+        with honest_pair(*paths[:2]) as (a, b):
+            assert carry(a, b, FRAMES) == FRAMES
+            assert carry(c, d, FRAMES) == FRAMES
+        switch.process.terminate()
+        assert switch.process.wait(10) == 0
+        err = switch.process.stderr.read()
+    assert err.endswith(" ERROR the summary cannot be written: nobody reads it\n")
+
+
 @pytest.mark.parametrize("read_again", [True, False])
 @pytest.mark.hostile("process", "a log that nobody reads, its pipe full", "no effect on others")
 def test_a_log_that_nobody_reads(tmp_path: Path, read_again: bool) -> None:

@@ -3,11 +3,19 @@
 import fcntl
 import logging
 import os
+import queue
 from collections.abc import Iterator
 
 import pytest
 
-from vhostfast.switch.journal import DEBUG_LINES, LINES, WAITING_LINES, Moderation, Writer
+from vhostfast.switch.journal import (
+    DEBUG_LINES,
+    LINES,
+    WAITING_LINES,
+    LogWriter,
+    Moderation,
+    Writer,
+)
 
 log = logging.getLogger("vhostfast")
 
@@ -83,7 +91,7 @@ def test_nobody_waits_for_who_reads_the_log() -> None:
     source, fd = os.pipe()
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
     os.write(fd, b"x" * 4095 + b"\n")
-    writer = Writer(fd)
+    writer = LogWriter(fd)
     for number in range(WAITING_LINES + 100):
         writer.handle(record(f"line {number}"))
     with os.fdopen(source) as pipe:
@@ -108,7 +116,7 @@ def test_nobody_waits_for_who_reads_the_log() -> None:
 def test_a_log_without_a_reader_is_no_fault() -> None:
     source, fd = os.pipe()
     os.close(source)
-    writer = Writer(fd)
+    writer = LogWriter(fd)
     writer.handle(record("to nobody"))
     writer.close()
     os.close(fd)
@@ -118,10 +126,41 @@ def test_who_never_reads_holds_up_no_end() -> None:
     source, fd = os.pipe()
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
     os.write(fd, b"x" * 4096)
-    writer = Writer(fd)
+    writer = LogWriter(fd)
     for number in range(WAITING_LINES + 2):
         writer.handle(record(f"line {number}"))
     writer.close()
     os.close(source)  # which ends the thread's wait
     writer.close()
+    os.close(fd)
+
+
+def unexpected(error: OSError) -> None:
+    raise AssertionError(error)
+
+
+def test_what_waits_is_written_whole_once_it_is_read() -> None:
+    source, fd = os.pipe()
+    size = fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
+    writer = Writer(fd, 2, unexpected)
+    assert writer.put("a" * size + "b\n")
+    taken = [writer.put("c\n") for _ in range(3)]
+    assert sum(taken) in (1, 2)  # 2 once the thread has the first in its hands
+    assert not writer.close()
+    with os.fdopen(source) as pipe:
+        assert pipe.readline() == "a" * size + "b\n"
+        assert [pipe.readline() for _ in range(sum(taken))] == ["c\n"] * sum(taken)
+    assert writer.close()
+    os.close(fd)
+
+
+def test_what_cannot_be_written_is_told_and_the_next_is_tried() -> None:
+    source, fd = os.pipe()
+    os.close(source)
+    failures: queue.Queue[OSError] = queue.Queue()
+    writer = Writer(fd, 8, failures.put)
+    for _ in range(2):
+        assert writer.put("to nobody")
+        assert isinstance(failures.get(timeout=10), BrokenPipeError)
+    assert writer.close()
     os.close(fd)

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from vhostfast.switch.daemon import Summary
 
+WAITING_SUMMARIES = 8
+NOBODY = "nobody reads it"
 
 Ports = Annotated[
     list[str] | None,
@@ -94,40 +98,55 @@ def switch(
     given = {key: value for key, value in options.items() if value is not None}
     settled = configure(given, config)
     _log_to_stderr(settled.log_level)
-    asyncio.run(run(settled, _print_json if as_json else _print_lines))
+    with _summaries_on_stdout(_as_json if as_json else _as_lines) as report:
+        asyncio.run(run(settled, report))
 
 
 def _log_to_stderr(level: str) -> None:
     import logging
 
-    from vhostfast.switch.journal import Writer
+    from vhostfast.switch.journal import LogWriter
 
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s",
         level=level.upper(),
-        handlers=[Writer(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()],
+        handlers=[LogWriter(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()],
     )
 
 
-def _print_json(summary: "Summary") -> None:
+@contextmanager
+def _summaries_on_stdout(
+    form: Callable[["Summary"], str],
+) -> Iterator[Callable[["Summary"], None]]:
+    """What prints one, and waits for nobody who should read it."""
+    from vhostfast.switch.journal import Writer, log
+
+    def fail(why: str | None) -> None:
+        log.error("the summary cannot be written: %s", why)
+
+    def report(summary: "Summary") -> None:
+        if not writer.put(form(summary)):
+            fail(NOBODY)
+
+    fd = sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY)
+    writer = Writer(fd, WAITING_SUMMARIES, lambda error: fail(error.strerror))
+    yield report
+    if not writer.close():
+        fail(NOBODY)
+
+
+def _as_json(summary: "Summary") -> str:
     from dataclasses import asdict
 
-    _write(json.dumps(asdict(summary)) + "\n")
+    return json.dumps(asdict(summary)) + "\n"
 
 
-def _print_lines(summary: "Summary") -> None:
-    lines = [f"{name}: {describe(counters)}\n" for name, counters in summary.ports.items()]
+def _as_lines(summary: "Summary") -> str:
+    lines = [f"{name}: {describe(counters)}" for name, counters in summary.ports.items()]
     if summary.packets:
         each = summary.busy_cycles / summary.packets
-        lines.append(f"workers: {summary.packets} packets, {each:.0f} cycles each\n")
-    _write("".join(lines))
-
-
-def _write(text: str) -> None:
-    """Without a buffer, which Python would try again to write at its end. Raises OSError."""
-    data = text.encode()
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]
+        lines.append(f"workers: {summary.packets} packets, {each:.0f} cycles each")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def describe(counters: dict[str, int]) -> str:

@@ -109,7 +109,8 @@ class Switch:
     def summary(self) -> Summary:
         """The counters as they are now; exact once the workers have stopped."""
         busy_cycles, packets = self._workers.cycles()
-        return Summary({port.name: port.counters() for port in self._ports}, busy_cycles, packets)
+        ports = {port.name: port.counters() for port in self._ports}
+        return Summary(ports, busy_cycles, packets)
 
 
 async def run(config: Config, report: Callable[[Summary], None]) -> None:
@@ -139,7 +140,7 @@ async def run(config: Config, report: Callable[[Summary], None]) -> None:
             ]
             _tell_ready()
             await _until(ending, jobs)
-        _report(report, switch)
+        report(switch.summary())
 
 
 def _tell_ready() -> None:
@@ -155,13 +156,6 @@ def _tell_ready() -> None:
             sock.sendto(b"READY=1", address)
     except OSError as error:
         log.error("NOTIFY_SOCKET cannot be told that the switch is ready: %s", error)
-
-
-def _report(report: Callable[[Summary], None], switch: Switch) -> None:
-    try:
-        report(switch.summary())
-    except OSError as error:
-        log.error("the summary cannot be written: %s", error.strerror)
 
 
 async def _until(ending: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
@@ -190,7 +184,7 @@ async def _report_when(
     while True:
         await asked.wait()
         asked.clear()
-        _report(report, switch)
+        report(switch.summary())
 
 
 def _open(spec: PortSpec, config: Config, stack: contextlib.ExitStack) -> Listener | Connector:

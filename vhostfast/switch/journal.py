@@ -9,14 +9,15 @@ The kinds are those in the code, so that a port's lines are bounded whatever it 
 the messages themselves (--log-level debug) gets DEBUG_LINES of them: a guest of 64 queue pairs that
 boots sends some 900.
 
-Lines are written by a thread of their own: who stands still and leaves the pipe full that it should
-read would else hold up every message of every front-end.
+Lines are written by a thread of their own, and so are summaries: who stands still and leaves the
+pipe full that it should read would else hold up every message of every front-end, and the end.
 """
 
 import logging
 import os
 import queue
 import threading
+from collections.abc import Callable
 
 LINES = 20
 DEBUG_LINES = 2000
@@ -62,46 +63,67 @@ class Moderation(logging.Filter):
                 )
 
 
-class Writer(logging.Handler):
-    """Writes lines to `fd`; logging never waits for it.
+class Writer:
+    """Writes texts to `fd`, each whole and in order; nobody waits for who reads them.
 
-    WAITING_LINES may wait to be written; what is more is lost, and its count told once there is
-    room. At the end (`close`, which logging calls at exit) they have LAST_S.
+    `waiting` of them may wait to be written. `failed` is called for one that can't be, by the
+    thread that writes. At the end (`close`) what waits has LAST_S.
     """
+
+    def __init__(self, fd: int, waiting: int, failed: Callable[[OSError], None]) -> None:
+        self._fd = fd
+        self._failed = failed
+        self._texts: queue.Queue[str | None] = queue.Queue(waiting)
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def put(self, text: str) -> bool:
+        """Whether there was room."""
+        try:
+            self._texts.put_nowait(text)
+        except queue.Full:
+            return False
+        return True
+
+    def close(self) -> bool:
+        """Whether all of it was written, or has failed."""
+        try:
+            self._texts.put(None, timeout=LAST_S)
+        except queue.Full:
+            return False  # who has not read for so long
+        self._thread.join(LAST_S)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (text := self._texts.get()) is not None:
+            data = text.encode(errors="backslashreplace")
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError as error:  # its reader has gone, or the disk is full
+                self._failed(error)
+
+
+class LogWriter(logging.Handler):
+    """Writes the log to `fd`. Of its lines, WAITING_LINES may wait; what is more is lost, and its
+    count told once there is room."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd = fd
         self._lost = 0
-        self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
+        self._writer = Writer(fd, WAITING_LINES, self._lose)
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = self.format(record) + "\n"
         if self._lost:
             lines = f"… {self._lost:,} lines were lost: nobody read the log\n" + lines
-        try:
-            self._lines.put_nowait(lines)
-            self._lost = 0
-        except queue.Full:
-            self._lost += 1
+        self._lost = 0 if self._writer.put(lines) else self._lost + 1
 
-    def _write(self) -> None:
-        while (lines := self._lines.get()) is not None:
-            data = lines.encode(errors="backslashreplace")
-            try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
-            except OSError:  # its reader has gone, or the disk is full
-                self.acquire()
-                self._lost += 1
-                self.release()
+    def _lose(self, _: OSError) -> None:
+        self.acquire()
+        self._lost += 1
+        self.release()
 
     def close(self) -> None:
-        try:
-            self._lines.put(None, timeout=LAST_S)
-            self._thread.join(LAST_S)
-        except queue.Full:
-            pass  # who has not read for so long
+        self._writer.close()
         super().close()
