@@ -21,6 +21,7 @@ USERFAULTFD = SYS_USERFAULTFD[os.uname().machine]
 SOCKETS_S = 0.5  # what the README promises, on a machine at rest
 END_S = 1.0
 BUSY = 4  # how much longer a machine that runs other tests may take
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d{3} INFO)? "
 NOTHING = "received 0 packets (0 bytes), sent 0 packets (0 bytes)"
 
 
@@ -32,13 +33,14 @@ def test_life(tmp_path: Path, number: int) -> None:
         wait_for(*paths)
         assert time.monotonic() - began < SOCKETS_S * BUSY
         switch.wait_ready()
-        assert switch.line() == f"vm1: {NOTHING}\n"
+        assert re.fullmatch(STAMP + re.escape(f"vm1: {NOTHING}\n"), switch.line())
 
         began = time.monotonic()
         out, err = switch.end(number)
     assert time.monotonic() - began < END_S * BUSY
     assert os.listdir(tmp_path) == []
-    assert out == f"vm0: {NOTHING}\nvm1: {NOTHING}\n"
+    assert re.sub(f"^{STAMP}", "", out, flags=re.M) == f"vm0: {NOTHING}\nvm1: {NOTHING}\n"
+    assert re.match(STAMP, err)
     assert f"vm0: listening on {paths[0]}" in err
 
 
@@ -51,10 +53,12 @@ def test_signal_before_it_is_ready(tmp_path: Path) -> None:
 
 
 def test_json_summaries(tmp_path: Path) -> None:
+    began = time.time()
     with daemon(*ports(tmp_path / "s"), "--json", "--mode=interrupt") as switch:
         wait_for(tmp_path / "s")
         first = switch.summary()
         last = json.loads(switch.end()[0])
+    assert began < first.pop("time") < last.pop("time") < time.time()
     assert first == last
     assert last["ports"]["vm0"]["rx_packets"] == 0
     assert (last["busy_cycles"], last["packets"]) == (0, 0)
@@ -70,7 +74,7 @@ def test_config_file(tmp_path: Path) -> None:
         wait_for(tmp_path / "e", tmp_path / "w")
         assert (tmp_path / "e").stat().st_mode & 0o777 == 0o660
         out, err = switch.end()
-    assert re.findall(r"^\w+", out, re.MULTILINE) == ["east", "west"]
+    assert re.findall(rf"^{STAMP}(\w+): ", out, re.MULTILINE) == ["east", "west"]
     assert err == ""
 
 

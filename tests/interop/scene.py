@@ -178,7 +178,7 @@ class Scene:
         told = len(self.switch.output)
         self.switch.process.send_signal(signal.SIGUSR1)
         self.switch.wait_for("^workers: ", told)
-        line = r"^(p\d+): received (\d+) packets \(\d+ bytes\), sent (\d+)"
+        line = r" (p\d+): received (\d+) packets \(\d+ bytes\), sent (\d+)"
         found = re.findall(line, self.switch.output[told:], re.MULTILINE)
         return {name: (int(received), int(sent)) for name, received, sent in found}
 

@@ -126,7 +126,7 @@ def counters(switch: Switch) -> list[tuple[int, int, int]]:
     told = len(switch.output)
     switch.process.send_signal(signal.SIGUSR1)
     switch.wait_for("^workers: ", told)
-    line = r"^p\d+: received (\d+) packets \((\d+) bytes\), sent (\d+) packets.*$"
+    line = r" p\d+: received (\d+) packets \((\d+) bytes\), sent (\d+) packets.*$"
     found = list(re.finditer(line, switch.output[told:], re.MULTILINE))
     assert not [row[0] for row in found if "malformed" in row[0] or "too_big" in row[0]]
     return [(int(row[1]), int(row[2]), int(row[3])) for row in found]

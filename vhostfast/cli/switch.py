@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +147,8 @@ def _as_lines(summary: "Summary") -> str:
     if summary.packets:
         each = summary.busy_cycles / summary.packets
         lines.append(f"workers: {summary.packets} packets, {each:.0f} cycles each")
-    return "".join(f"{line}\n" for line in lines)
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary.time))  # as in the log
+    return "".join(f"{stamp} {line}\n" for line in lines)
 
 
 def describe(counters: dict[str, int]) -> str:

@@ -17,6 +17,7 @@ import os
 import pwd
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,9 +40,11 @@ AGE_LIMIT_TICKS = 30  # an address unseen for 300 s is forgotten, as IEEE 802.1D
 class Summary:
     """Counters since the start: of each port by name, and of all workers together.
 
-    `busy_cycles` are the time-stamp counter's, of turns that moved packets.
+    `time`: when they were read, in seconds since 1970. `busy_cycles` are the time-stamp counter's,
+    of turns that moved packets.
     """
 
+    time: float
     ports: dict[str, dict[str, int]]
     busy_cycles: int
     packets: int
@@ -110,7 +113,7 @@ class Switch:
         """The counters as they are now; exact once the workers have stopped."""
         busy_cycles, packets = self._workers.cycles()
         ports = {port.name: port.counters() for port in self._ports}
-        return Summary(ports, busy_cycles, packets)
+        return Summary(time.time(), ports, busy_cycles, packets)
 
 
 async def run(config: Config, report: Callable[[Summary], None]) -> None:
