@@ -135,5 +135,5 @@ def test_options_that_are_newer_than_a_run_are_as_they_were_before(tmp_path: Pat
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentLacks, match=r"none\.json: No such file"):
+    with pytest.raises(EnvironmentLacks, match=r"none\.json: No such file or directory: name what"):
         load(tmp_path / "none.json")

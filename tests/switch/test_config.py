@@ -106,7 +106,7 @@ def test_options_are_read_and_defaults_hold() -> None:
         ("cpus", [], "give CPU numbers"),
         ("socket-mode", "0888", "give three octal digits"),
         ("socket-mode", "04755", "give three octal digits"),
-        ("socket-mode", 600, "give three octal digits"),
+        ("socket-mode", 600, "that is 0o1130; give three octal digits"),
         ("socket-group", "", "give a name"),
         ("allow-uid", [], "--allow-uid is []: give users, such as 64055,libvirt-qemu; in a file ["),
         ("allow-uid", [True], "give users"),
@@ -192,8 +192,11 @@ def test_quotes_are_no_hint_where_they_do_not_help(tmp_path: Path, text: str) ->
         ),
         ("forward = hub", "column 11): forward = hub"),
         ("witness = True\n", "column 11): witness = True"),
-        ("socket-mode = 0o660", "'socket-mode' in {path} is 432: give three octal digits"),
-        ("socket-mode = 660", 'such as 0660; in a file "0660", with quotes'),
+        (
+            "socket-mode = 0o660",
+            "'socket-mode' in {path} is 432: that is 0o660; give three octal digits with quotes",
+        ),
+        ("socket-mode = 660", "is 660: that is 0o1224; give three octal digits with quotes"),
         ("[port]\na = 1", "'port' in {path} is {{'a': 1}}: give a list"),
         ("", "no port"),
     ],
@@ -218,7 +221,7 @@ def test_the_file_that_comes_with_the_unit(tmp_path: Path, uncommented: bool) ->
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentLacks, match="No such file"):
+    with pytest.raises(EnvironmentLacks, match="No such file or directory: name a TOML"):
         configure({}, tmp_path / "none.toml")
     with pytest.raises(EnvironmentLacks, match="Is a directory"):
         configure({}, tmp_path)

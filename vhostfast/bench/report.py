@@ -195,6 +195,8 @@ def load(path: Path) -> Report:
     try:
         return Report.from_dict(decode(path.read_bytes()))
     except OSError as error:
-        raise EnvironmentLacks(f"{path}: {error.strerror}") from None
+        raise EnvironmentLacks(
+            f"{path}: {error.strerror}: name what vhostfast bench --json > FILE stored"
+        ) from None
     except (ValueError, MsgspecError, UsageError, RecursionError) as error:
         raise UsageError(f"{path} is not what vhostfast bench --json prints: {error}") from None

@@ -164,6 +164,8 @@ def _is_user(word: object) -> bool:
 
 
 def _octal(value: object) -> int:
+    if type(value) is int:  # in a file 0o660 and 432 are the same
+        raise _Fault(f'that is 0o{value:o}; give three octal digits with quotes, such as "0660"')
     if not isinstance(value, str) or not re.fullmatch(r"(0o?)?[0-7]{1,3}", value):
         raise _Fault('give three octal digits, such as 0660; in a file "0660", with quotes')
     return int(value, 8)
@@ -251,7 +253,10 @@ def load(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError as error:
-        raise EnvironmentLacks(f"--config {path}: {error.strerror}") from None
+        raise EnvironmentLacks(
+            f"--config {path}: {error.strerror}: name a TOML file that can be read; its keys are"
+            " the options of vhostfast switch"
+        ) from None
     except ValueError as error:  # not UTF-8, or not TOML
         hint = _toml_hint(text, str(error))
         raise UsageError(f"--config {path} is not TOML: {error}{hint}") from None
