@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vhostfast.cli.json_option import json_option
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ def audit_migration(
     sabotage: Annotated[
         bool, typer.Option("--sabotage", help="Drop marks as they are read: faults must be found.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    as_json: Annotated[bool, json_option("The report as JSON.")] = False,
 ) -> None:
     """Migrate a built-in guest again and again, and look for pages that the back-end forgot.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vhostfast.cli.bench_options import Json, Options, with_options
+from vhostfast.cli.bench_options import Options, with_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,7 +176,7 @@ def machine_lines(report: "Report") -> list[str]:
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="What --json printed once.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What it printed later.")],
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Which figures have changed by more than the noise. Runs of different kinds are refused."""
     from vhostfast.bench.compare import compare as held_against

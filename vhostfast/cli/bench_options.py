@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vhostfast.cli.json_option import json_option
+
 if TYPE_CHECKING:
     from vhostfast.bench.job import Job
     from vhostfast.bench.report import Report
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
-Json = Annotated[bool, typer.Option("--json", help="Everything as JSON, on stdout.")]
+Json = Annotated[bool, json_option("Everything as JSON, on stdout: --json > FILE.")]
 Subject = Annotated[
     str | None,
     typer.Option(

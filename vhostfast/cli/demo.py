@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vhostfast.cli.json_option import json_option
+
 if TYPE_CHECKING:
     from vhostfast.bench.pair import Result
 
@@ -16,7 +18,7 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=60.0, help="How long to send frames of each size.")
     ] = 2.5,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
+    as_json: Annotated[bool, json_option("Results as JSON.")] = False,
 ) -> None:
     """Two built-in virtual machines exchange verified packets through the switch.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vhostfast.cli.json_option import json_option
+
 if TYPE_CHECKING:
     from vhostfast.switch.daemon import Summary
 
@@ -74,7 +76,7 @@ def switch(
     log_level: Annotated[
         str | None, typer.Option(metavar="debug|info|warning|error", help="Default info.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Summaries as JSON, one a line.")] = False,
+    as_json: Annotated[bool, json_option("Summaries as JSON, one a line.")] = False,
 ) -> None:
     """Forward packets between guests, until SIGTERM or SIGINT.
 
