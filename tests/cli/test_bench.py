@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon import daemon, ports, wait_for
 from runs import RATES, report
+
+from vhostfast.cli.bench import _print_report, explain, table_of
 
 COMMAND = [sys.executable, "-m", "vhostfast", "bench"]
 CPUS = sorted(os.sched_getaffinity(0))
@@ -125,6 +129,26 @@ def test_bad_use_is_a_sentence(options: list[str], code: int, says: str) -> None
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_what_is_explained_below_a_table_are_its_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = table_of("t", ("bytes", "idle"), ["x bare", "x dpdk"])
+    explain(table, {"x": "as fast", "idle": "the driver's", "lost": "never came"})
+    assert capsys.readouterr().out == "idle: the driver's; x: as fast\n"
+
+
+def test_a_lone_back_end_has_no_ratio_and_a_lone_guest_no_loss(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    alone = report({"vhostfast": (12.0,)})
+    work = {**alone.plan["workload"], "pattern": "send-only"}
+    lone = replace(alone, plan={**alone.plan, "workload": work})
+    for one, absent in ((report(), []), (alone, ["fast"]), (lone, ["fast", "lost"])):
+        _print_report(one)
+        words = set(re.findall(r"\w+", capsys.readouterr().out))
+        assert {"range", "idle", "lost", "fast"} - words == set(absent)
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """vhostfast bench: measures any vhost-user-net back-end, alone or against another."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 FIGURES = {"mpps": "Mpps", "p50_ns": "p50 ns", "p99_ns": "p99 ns", "p999_ns": "p99.9 ns",
            "max_ns": "max ns"}  # fmt: skip
+MEANINGS = {
+    "range": "lowest and highest round",
+    "cycles": "of the time-stamp counter, a packet",
+    "idle": "the driver's",
+    "lost": "taken and never came",
+    "x": "times as fast as that row, round by round: median and range",
+}
+FOOTER_COLUMNS = 100
 
 bench = typer.Typer(
     name="bench",
@@ -60,12 +69,14 @@ def _print_report(report: "Report") -> None:
     merge = f"mergeable {work['buffer_size']} B" if work["mergeable"] else "not mergeable"
     pages = "2 MiB" if plan["hugepages"] else "4 KiB"
     pages += f" pages in {work['regions']} regions" if work["regions"] > 1 else " pages"
+    lost = ["lost"] if _knows_loss(report) else []
     many = f"{work['ports']} ports, {work['busy']} busy, " if work["ports"] > 2 else ""
     table = table_of(
         f"{many}{work['pattern']}, load {work['load']}, {work['layout']}, {merge},"
         f" {work['queues']} x {work['ring_size']} entries, log {work['log']}, {pages},"
         f" {plan['rounds']} x {plan['seconds']:g} s",
-        ("bytes", "back-end", "Mpps", "range", "cycles", "idle", "lost"),
+        ("bytes", "back-end", "Mpps", "range", "cycles", "idle"),
+        lost,
         [f"x {to}" for to in _others(report)],
     )
     for frames in report.frames():
@@ -74,8 +85,8 @@ def _print_report(report: "Report") -> None:
             table.add_row(frames, row, *_cells(report, frames, row), style=style)
         table.add_section()
     print_table(table)
-    for line in _footer(report):
-        print(line)
+    explain(table, MEANINGS)
+    print("\n".join([*machine_lines(report), *driver_lines(report)]))
 
 
 def table_of(title: str, *headings: Sequence[str]) -> "Table":
@@ -99,18 +110,28 @@ def print_table(table: "Table") -> None:
     console.print(table)
 
 
+def explain(table: "Table", meanings: Mapping[str, str]) -> None:
+    """Of the columns that are there, by the first word of their headings."""
+    names = dict.fromkeys(str(column.header).partition(" ")[0] for column in table.columns)
+    told = [f"{name}: {meanings[name]}" for name in names if name in meanings]
+    print(fill("; ".join(told), FOOTER_COLUMNS, break_on_hyphens=False))
+
+
 def _cells(report: "Report", frames: str, row: str) -> list[str]:
     rate = report.figures(frames, row)
     cells = [short(rate.median), range_of(rate)]
     cells.append(f"{report.figures(frames, row, 'cycles').median:.0f}")
     cells.append(f"{report.figures(frames, row, 'idle').median:.1%}")
-    lost = report.figures(frames, row, "lost").median
-    known = report.plan["workload"]["pattern"] not in ("send-only", "receive-only")
-    cells.append(f"{lost:.1%}" if known else "")
+    if _knows_loss(report):
+        cells.append(f"{report.figures(frames, row, 'lost').median:.1%}")
     against = report.held_against(row)
     return cells + [
         spread(report.ratio(frames, row, to)) if to in against else "" for to in _others(report)
     ]
+
+
+def _knows_loss(report: "Report") -> bool:
+    return report.plan["workload"]["pattern"] not in ("send-only", "receive-only")
 
 
 def short(value: float) -> str:
@@ -129,16 +150,6 @@ def spread(one: "Spread") -> str:
 def _others(report: "Report") -> list[str]:
     """Which rows others are held against: columns."""
     return [to for to in ("bare", report.versus) if to in report.commands]
-
-
-def _footer(report: "Report") -> list[str]:
-    """What a reader has to know to believe the table."""
-    return [
-        "range: lowest and highest round; cycles: of the time-stamp counter, a packet; idle: the"
-        " driver's;\nx: times as fast as that row, round by round: median and range",
-        *machine_lines(report),
-        *driver_lines(report),
-    ]
 
 
 def driver_lines(report: "Report") -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vhostfast.cli.bench import print_table, short, table_of
+from vhostfast.cli.bench import explain, print_table, short, table_of
 from vhostfast.cli.bench_options import Json, Subject, Versus, progress_on_stderr
 
 if TYPE_CHECKING:
@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 FIGURES = (("sockets s", "start_s"), ("MiB", "resident_mib"), ("shared", "shared_mib"),
            ("fds", "fds"))  # fmt: skip
-
+MEANINGS = {
+    "CPU": "share of one, three seconds after the last ring's start, median",
+    "range": "lowest and highest start",
+    "sockets": "from the command to the last of them",
+    "MiB": "resident",
+    "shared": "of these, the VMs'",
+    "fds": "open files",
+}
 
 IdleMode = Annotated[
     str | None,
@@ -65,7 +72,4 @@ def _print(report: "IdleReport") -> None:
         cells = [f"{cpu.median:.3%}", f"{cpu.low:.3%}-{cpu.high:.3%}"]
         table.add_row(row, *cells, *[short(report.figures(row, of).median) for _, of in FIGURES])
     print_table(table)
-    print(
-        "CPU: share of one, three seconds after the last ring's start; sockets: from the command\n"
-        "to the last of them; MiB: resident, of which shared are the VMs'; fds: open files; medians"
-    )
+    explain(table, MEANINGS)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vhostfast.cli.bench import (
+    MEANINGS,
     driver_lines,
+    explain,
     machine_lines,
     print_table,
     range_of,
@@ -111,10 +113,14 @@ def _print_latency(report: "Report") -> None:
             table.add_section()
     print_table(table)
     gap = max(sample.gap_ns for one in report.rounds for sample in one.samples.values())
-    print(
-        "median and range of rounds; counted from when a packet was due; lost: never came; held:\n"
-        "was due and found the ring full; idle: the driver's, which was away for"
-        f" {short(gap / 1e3)} us at worst"
+    print("times: median and range of rounds, counted from when a packet was due")
+    explain(
+        table,
+        {
+            "lost": "never came",
+            "held": "was due and found the ring full",
+            "idle": f"the driver's, which was away for {short(gap / 1e3)} us at worst",
+        },
     )
     print("\n".join([*machine_lines(report), *driver_lines(report)]))
 
@@ -155,6 +161,7 @@ def _print_loss_free(report: "Report") -> None:
     print_table(table)
     print(
         f"within {report.plan['resolution']:.1%}; with {report.plan['loss']:.4%} lost or held a"
-        " trial still passed; limit: what failed above;\nidle: the driver's at that rate"
+        " trial still passed"
     )
+    explain(table, MEANINGS | {"idle": "the driver's at that rate", "limit": "what failed above"})
     print("\n".join([*machine_lines(report), *driver_lines(report)]))
