@@ -24,4 +24,5 @@ class PingMe(vhostfast.NetDevice):
             self.send([p])
 
 
+print("Give a guest this socket and the address 10.0.0.2/24, and ping 10.0.0.1 in it", flush=True)
 vhostfast.serve(PingMe(), *sys.argv[1:2] or ["/tmp/ping.sock"])

@@ -1,6 +1,7 @@
 """NetDevice as its users meet it: on a socket, from any thread, until a signal."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -264,7 +265,8 @@ print("served")
 
 @contextmanager
 def program(*arguments: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, *arguments, str(path)], text=True, stdout=-1)
+    command = [sys.executable, *arguments, str(path)]
+    process = subprocess.Popen(command, text=True, stdout=-1, stderr=-1)
     try:
         deadline = time.monotonic() + 4 * PATIENCE_S
         while not path.exists():
@@ -282,9 +284,20 @@ def test_serve_ends_at_a_signal(number, tmp_path):
     with program("-c", PROGRAM, path=tmp_path / "s") as process, guest(tmp_path / "s") as vm:
         assert carry(vm, vm, FRAMES) == FRAMES
         process.send_signal(number)
-        assert process.communicate(timeout=PATIENCE_S)[0] == "served\n"
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert out == "served\n"
+        assert f" INFO s: listening on {tmp_path}/s\n" in err
+        assert re.search(rf" INFO s: pid {os.getpid()} \(uid \d+\) connected\n", err)
         assert process.returncode == 0
         assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_leaves_the_logging_of_its_program_as_it_is(tmp_path):
+    own = "import logging; logging.basicConfig(format='own %(message)s', level='INFO')"
+    with program("-c", own + PROGRAM, path=tmp_path / "s") as process:
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert set(re.findall("^[^ ]+", err, re.MULTILINE)) == {"own"}
 
 
 def test_names_are_public():
@@ -346,7 +359,9 @@ IGNORED = [
 @pytest.fixture(scope="module")
 def pinged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("ping") / "s"
-    with program(str(EXAMPLE), path=path):
+    with program(str(EXAMPLE), path=path) as process:
+        assert process.stdout
+        assert "ping 10.0.0.1" in process.stdout.readline()
         yield path
 
 

@@ -6,6 +6,7 @@ another thread changes one while it is looked at.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -124,7 +125,11 @@ def serve(
     mode: int = 0o600,
     witness: bool = False,
 ) -> None:
-    """`serve_device` for a program that does nothing else: until SIGINT or SIGTERM."""
+    """`serve_device` for a program that does nothing else: until SIGINT or SIGTERM.
+
+    The log goes to stderr, unless the program has set up logging itself.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
 
     async def main() -> None:
         work = serve_device(device, path, client=client, mode=mode, witness=witness)
