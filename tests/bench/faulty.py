@@ -1,6 +1,6 @@
 """Back-ends with a fault each, for one guest that wants back what it sends:
 
-python faulty.py good|flip|drop|leaky|slow|twice|die|deaf|logless|gone|mute SOCKET
+python faulty.py good|flip|drop|leaky|slow|tired|twice|die|deaf|logless|gone|mute SOCKET
 
 or that sends by itself, frames of 64 bytes or mixed with some of 65:
 
@@ -26,6 +26,7 @@ from vhostfast.device.net import NetDevice, serve
 from vhostfast.protocol.features import Offer, ProtocolFeature
 
 DIES_AFTER = 1000  # packets
+TIRES_AFTER = 100
 LEAKS = 10  # of so many packets one
 SLEEPS_S = 0.02  # before it gives back what it has
 TALKS_S = 0.001  # between two of its bursts
@@ -52,7 +53,8 @@ class Faulty(NetDevice):
         if self.kind == "leaky":
             seen = range(self.count - len(packets), self.count)
             packets = [p for n, p in zip(seen, packets, strict=True) if n % LEAKS]
-        if self.kind != "drop":
+        tired = self.kind == "tired" and self.count > TIRES_AFTER
+        if self.kind != "drop" and not tired:
             self.send([*packets, *packets[-1:]] if self.kind == "twice" else packets)
 
 

@@ -110,7 +110,12 @@ def test_a_fault_is_a_sentence(
 
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("flip", "corrupt"), ("die", "has ended, exit code 9"), ("deaf", "took no packet")],
+    [
+        ("flip", "corrupt"),
+        ("die", "has ended, exit code 9"),
+        ("deaf", "took no packet"),
+        ("tired", r"^tired delivered \d+ packets before the time that counts, and none in it"),
+    ],
 )
 def test_the_timed_part_sees_it_too(kind: str, says: str) -> None:
     """Without the pass before, which would have stopped at it."""

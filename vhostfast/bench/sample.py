@@ -297,6 +297,11 @@ def nothing_came(run: Running, counters: Counters) -> str:
         )
     if counters.done == 0:
         return f"{run.name} took no packet of {counters.sent} that were offered{run.said()}"
+    if counters.arrived:
+        return (
+            f"{run.name} delivered {counters.arrived} packets before the time that counts, and none"
+            f" in it: it stands still, or others have its CPU{run.said()}"
+        )
     return f"{run.name} took {counters.done} packets and delivered none{run.said()}"
 
 
