@@ -18,7 +18,7 @@ from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import Message, Region, Request, VringFile, decode
+from vhostfast.protocol.message import Message, OneRegion, Region, Request, VringFile, decode
 from vhostfast.protocol.session import Session
 
 logger = logging.getLogger("vhostfast")
@@ -196,7 +196,7 @@ class Connection:
             self._answer_no(raw.header, error)
             return
         try:
-            self._world.reconcile(self.session, message.vring)
+            self._world.reconcile(self.session, message.vrings)
         except ProtocolError as error:  # the record can't be made true: nothing can follow
             self._answer_no(raw.header, error)
             raise
@@ -207,6 +207,7 @@ class Connection:
         try:
             message = decode(raw.header, raw.payload, raw.fds, self.session)
             _check_kind(message, raw.fds)
+            _check_known(message, self.session)
             self.session.apply(message)
         except BaseException:
             close_fds(raw.fds)
@@ -252,6 +253,15 @@ def _check_kind(message: Message, fds: Sequence[int]) -> None:
             named = kind.encode("unicode_escape").decode()  # by the peer: lines, terminal escapes
             raise ProtocolError(message.request.name, "fd", named, "an eventfd")
         os.set_blocking(fd, False)
+
+
+def _check_known(message: Message, session: Session) -> None:
+    """A region that is told again comes with the file it came with: else it is another's memory."""
+    if isinstance(message.payload, OneRegion):
+        known = dict(session.regions).get(message.payload.region)
+        if known is not None and not os.path.sameopenfile(known, message.fds[0]):
+            limit = "that of the region that is there"
+            raise ProtocolError(message.request.name, "file", "another", limit)
 
 
 def _is_written(region: Region, fd: int) -> bool:
