@@ -78,7 +78,7 @@ def test_one_file_of_the_backend_knows_both_halves():
 
 # What a pure module may know: values and types. No socket, mmap, clock, log, thread or os.
 PURE = {
-    "__future__", "collections", "collections.abc", "contextlib", "dataclasses", "enum",
+    "__future__", "bisect", "collections", "collections.abc", "contextlib", "dataclasses", "enum",
     "functools", "itertools", "operator", "struct", "types", "typing",
 }  # fmt: skip
 

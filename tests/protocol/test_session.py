@@ -451,8 +451,6 @@ def test_a_ring_runs_while_its_region_is_there(talk):
     assert not talk.runs()
     talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
     assert talk.runs()
-    talk.tell(R.REM_MEM_REG, RegionKey.of(NEXT))
-    assert talk.runs()
 
 
 def test_a_region_that_is_told_again_is_there_once(talk):
@@ -463,17 +461,11 @@ def test_a_region_that_is_told_again_is_there_once(talk):
     assert talk.session.discarded == talk.given[1:]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        Region(GPA, SIZE, UVA + SIZE, 0),
-        Region(GPA, SIZE, UVA, 0x1000),
-        Region(GPA, SIZE - 1, UVA, 0),
-        Region(GPA - 1, 2, 0, 0),
-        Region(GPA + SIZE - 1, 1, 0, 0),
-        Region(0, 1 << 40, 0, 0),
-    ],
-)
+ALIKE = [replace(FIRST, uva=0), replace(FIRST, mmap_offset=0x1000), replace(FIRST, size=SIZE - 1)]
+ACROSS = [Region(GPA - 1, 2, 0, 0), Region(GPA + SIZE - 1, 1, 0, 0), Region(0, SIZE * 9, 0, 0)]
+
+
+@pytest.mark.parametrize("other", ALIKE + ACROSS)
 def test_a_region_that_overlaps_another_is_refused(talk, other):
     talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
     talk.refused("no overlap", R.ADD_MEM_REG, OneRegion(other))
@@ -482,10 +474,10 @@ def test_a_region_that_overlaps_another_is_refused(talk, other):
 
 
 def test_so_many_slots_and_no_more(talk):
-    regions = [Region(GPA + SIZE * i, SIZE, UVA, 0) for i in range(MEMORY_SLOTS_MAX + 1)]
-    for region in regions[:-1]:
+    regions = [Region(GPA + SIZE * i, SIZE, UVA, 0) for i in range(MEMORY_SLOTS_MAX)]
+    for region in regions:
         talk.tell(R.ADD_MEM_REG, OneRegion(region))
-    last = OneRegion(regions[-1])
+    last = OneRegion(Region(0, 1, 0, 0))
     talk.refused("number of regions is 510, must be at most 509", R.ADD_MEM_REG, last)
     talk.tell(R.ADD_MEM_REG, OneRegion(regions[7]))  # is there
     talk.tell(R.REM_MEM_REG, RegionKey.of(regions[7]))
@@ -530,11 +522,23 @@ def test_removing_what_is_not_there_changes_nothing(talk, key, fd_count):
     assert talk.session.discarded == talk.given[1:]
 
 
+PARTS = [Region(0, 0x1000, UVA + 0x800, 0), Region(0x1000, 0x1000, UVA - SIZE, 0)]
+
+
+@pytest.mark.parametrize("order", list(permutations([FIRST, *PARTS])))
+def test_areas_may_lie_in_any_of_regions_that_share_uvas(talk, order):
+    talk.start()
+    talk.tell(R.REM_MEM_REG, RegionKey.of(FIRST))
+    for region in order:
+        talk.tell(R.ADD_MEM_REG, OneRegion(region))
+    assert talk.runs()
+    talk.tell(R.REM_MEM_REG, RegionKey.of(FIRST))
+    assert not talk.runs()
+
+
 def test_a_table_replaces_all_of_them(talk):
     talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
-    talk.tell(R.ADD_MEM_REG, OneRegion(Region(0, 1, 0, 0)))
     talk.tell(R.SET_MEM_TABLE, MEMORY)
-    assert [region for region, _ in talk.session.regions] == [FIRST]
     talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
     talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
     assert [region for region, _ in talk.session.regions] == [FIRST, NEXT]

@@ -13,17 +13,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from vhostfast.backend.budget import Budget
+from vhostfast.backend.budget import TURN_MAX_S, Budget
 from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import Message, OneRegion, Region, Request, VringFile, decode
+from vhostfast.protocol.message import (
+    REGIONS_MAX,
+    Message,
+    OneRegion,
+    Region,
+    Request,
+    VringFile,
+    decode,
+)
 from vhostfast.protocol.session import Session
 
 logger = logging.getLogger("vhostfast")
 
-MESSAGES_AT_ONCE = 64  # then another connection has its turn
+MESSAGES_AT_ONCE = 64  # or TURN_MAX_S, all that is counted: then another connection has its turn
 STALLED_S = 10.0  # from the first part of a message that is seen to its last
 LOOK_AGAIN_S = 1.0  # whether a front-end that has to wait is still there
 MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
@@ -121,9 +129,10 @@ class Connection:
     # --- What wakes us ----------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        with self._ending(), self.backend.budget.spending():
+        with self._ending(), self.backend.budget.spending() as spent_s:
             for _ in range(MESSAGES_AT_ONCE):
-                raw = None if self._ended.done() else self._channel.receive()
+                over = self._ended.done() or spent_s() >= TURN_MAX_S
+                raw = None if over else self._channel.receive()
                 if raw is None:
                     break
                 self._watch_for_stall(False)
@@ -176,8 +185,8 @@ class Connection:
 
     def _look_at_memory(self) -> None:
         """Nothing fails if a VM keeps its memory to itself: nothing comes, and nobody knows why."""
-        regions = self.session.regions
-        with self._ending():
+        regions = self.session.regions[:REGIONS_MAX]  # of 509 a look would take too long
+        with self._ending(), self.backend.budget.spending():
             if not any(_is_written(region, fd) for region, fd in regions):
                 logger.warning(
                     "%s: the VM's memory is not shared: %s. "
