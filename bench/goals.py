@@ -149,7 +149,7 @@ RUNS = {
     "idle-2": ("idle --ports 2 --mode interrupt",),
     "idle-256": ("idle --ports 256 --mode interrupt",),
     "ports": ("--sizes 64 --no-limits", "--sizes 64 --no-limits --ports 64 --busy 2"),
-    # 8 is what a memory table holds; 509 need CONFIGURE_MEM_SLOTS: until that is there it is told.
+    # 8 are as many as one message tells; 509 are told one by one (CONFIGURE_MEM_SLOTS).
     "regions-8": ("--sizes 64 --no-limits", "--sizes 64 --no-limits --regions 8"),
     "regions-509": ("--sizes 64 --no-limits", "--sizes 64 --no-limits --regions 509"),
     "ovs": ("--versus ovs --sizes 64,1500 --no-limits",),

@@ -61,10 +61,10 @@ class _LateWriter(_Late):
 class _LateMarker(_Late):
     _bits: mmap.mmap | None = None
 
-    def reconcile(self, session: Session, index: int | None = None) -> None:
+    def reconcile(self, session: Session, of: tuple[int, ...] | None = None) -> None:
         if session.log is not None:
             self._bits = mmap.mmap(session.log.fd, session.log.size)
-        super().reconcile(session, index)
+        super().reconcile(session, of)
 
     def _late(self, memory: GuestMemory) -> None:
         if self._bits is not None:

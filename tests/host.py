@@ -25,10 +25,12 @@ from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric
 from vhostfast.device.endpoint import Listener
 from vhostfast.driver import Frontend, GuestMemory, Vring
-from vhostfast.protocol.features import Offer
+from vhostfast.driver.frontend import PROTOCOL_FEATURES
+from vhostfast.protocol.features import Offer, ProtocolFeature
 
 PATIENCE_S = 5.0  # far beyond what anything here takes: who waits this long has lost something
 SLOT_SIZE = 2048
+BY_TABLE = PROTOCOL_FEATURES & ~ProtocolFeature.CONFIGURE_MEM_SLOTS  # SET_MEM_TABLE
 SMALL = ((0x0, 0x1235), (0x1235, 0x2001), (0x40000, 0x300000))
 
 

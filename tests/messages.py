@@ -11,6 +11,8 @@ from vhostfast.protocol.message import (
     LogBase,
     MemoryTable,
     OfVring,
+    OneRegion,
+    RegionKey,
     VringAddr,
     VringFile,
 )
@@ -31,11 +33,14 @@ NUMBERS = st.sampled_from([int(request) for request in SPEC]) | st.integers(0, 5
 UVA = st.sampled_from([0x10000, 0x11000, 0x12000, 0x20000])
 
 
+# A region's numbers, rarely without meaning.
+REGIONS = st.tuples(UVA, st.sampled_from([0x1000, 0x10000]), UVA, SMALL)
+REGIONS |= st.tuples(WORD, WORD, WORD, WORD)
+
+
 @st.composite
 def tables(draw):
-    rows = st.tuples(UVA, st.sampled_from([0x1000, 0x10000]), UVA, SMALL)
-    rows |= st.tuples(WORD, WORD, WORD, WORD)
-    regions = draw(st.lists(rows, max_size=8))
+    regions = draw(st.lists(REGIONS, max_size=8))
     return pack("=II", len(regions), 0) + b"".join(pack("=QQQQ", *region) for region in regions)
 
 
@@ -45,6 +50,8 @@ def bodies(draw, request):
     payload = SPEC[request].payload
     if payload is MemoryTable:
         return draw(tables())
+    if payload in (OneRegion, RegionKey):
+        return pack("=QQQQQ", draw(WORD), *draw(REGIONS))
     if payload is VringAddr:
         areas = draw(st.tuples(UVA, UVA, UVA, UVA))
         return pack("=IIQQQQ", draw(SMALL), draw(SMALL) // 2, *areas)

@@ -78,7 +78,7 @@ def test_one_file_of_the_backend_knows_both_halves():
 
 # What a pure module may know: values and types. No socket, mmap, clock, log, thread or os.
 PURE = {
-    "__future__", "collections", "collections.abc", "contextlib", "dataclasses", "enum",
+    "__future__", "bisect", "collections", "collections.abc", "contextlib", "dataclasses", "enum",
     "functools", "itertools", "operator", "struct", "types", "typing",
 }  # fmt: skip
 
@@ -311,7 +311,7 @@ def test_the_mutation_proof_is_of_this_code():
 BUDGETS = [
     ("csrc", 3250, files("csrc/*.h")),
     ("Cython", 1080, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 2100, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 2200, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {

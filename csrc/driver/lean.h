@@ -102,7 +102,7 @@ static inline void lean_blank(struct receiver *receiver, uint16_t index)
     const struct pool *pool = &receiver->pool;
     for (uint32_t i = 0; i < receiver->buffers_each; i++, index++)
         memset(pool_slot(pool, (uint32_t)lean_head(pool, index) >> pool->head_shift), 0,
-               pool->stride);
+               pool->stride - pool->gap);
 }
 
 /* From a packet's first buffer to where the same memory is filled again: once round the ring. */

@@ -1,4 +1,5 @@
-/* The buffers of one ring, one chain each: slot s is `stride` bytes at base + s * stride.
+/* The buffers of one ring, one chain each: slot s is at base + s * stride, all but `gap` bytes of
+ * it.
  *
  *   direct     header and frame in one descriptor; head = slot
  *   chained    header and frame in a descriptor each, apart; head = 2 slot
@@ -20,6 +21,7 @@ struct pool {
     uint8_t *base;
     uint64_t gpa;
     uint32_t stride;
+    uint32_t gap; /* bytes at the end of a slot that nobody touches */
     uint32_t header_size;
     uint32_t frame_offset; /* of the frame within a slot */
     uint32_t slot_count;   /* a power of two */
@@ -48,7 +50,7 @@ ALWAYS_INLINE uint8_t *pool_frame(const struct pool *pool, uint32_t slot)
 /* Bytes that a chain holds, header included. */
 ALWAYS_INLINE uint32_t pool_room(const struct pool *pool)
 {
-    return pool->header_size + pool->stride - pool->frame_offset;
+    return pool->header_size + pool->stride - pool->gap - pool->frame_offset;
 }
 
 static inline void pool_split(const struct pool *pool, struct vring_desc *header,
@@ -93,7 +95,7 @@ static inline void pool_reset(struct pool *pool, uint32_t size)
     pool->free_first = 0;
     pool->free_count = pool->slot_count;
     for (uint32_t slot = 0; slot < pool->slot_count; slot++) {
-        memset(pool_slot(pool, slot), 0, pool->stride);
+        memset(pool_slot(pool, slot), 0, pool->stride - pool->gap);
         pool_describe(pool, slot, size);
         pool->free[slot] = (uint16_t)slot;
         pool->offered[slot] = 0;

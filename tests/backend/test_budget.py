@@ -1,11 +1,14 @@
 """A port's share of the control plane, by the clock and on a connection."""
 
+from contextlib import contextmanager
+
 import pytest
 from host import PATIENCE_S, Host, carry, eventually, frame
 
 from vhostfast.backend import connection
 from vhostfast.backend.budget import BURST_S, SHARE, TURN_MAX_S, Budget
-from vhostfast.protocol.message import Request, VringEnable, encode
+from vhostfast.driver.wire import Wire
+from vhostfast.protocol.message import U64, Request, VringEnable, encode
 
 FRAMES = [frame(i) for i in range(100)]
 
@@ -44,6 +47,31 @@ def test_one_turn_that_takes_long_is_not_held_against_the_port(monkeypatch):
     with budget.spending():
         pass
     assert budget.wait_s(0.0) == pytest.approx(TURN_MAX_S / SHARE)
+
+
+@pytest.mark.hostile("stream", "messages that take long, many at once", "no effect on others")
+def test_a_turn_ends_when_its_time_is_up():
+    """What is more is not counted; and who is in the middle has its next turn later."""
+
+    class Slow(Budget):
+        turns = 0
+
+        @contextmanager
+        def spending(self):
+            self.turns += 1
+            times = iter([0.0, TURN_MAX_S])
+            yield lambda: next(times)
+
+    with Host() as host:
+        budget = Slow()
+        host.ports[0].budget = budget
+        wire = Wire(host.plug(0), PATIENCE_S)
+        wire.send_bytes(encode(Request.GET_FEATURES) * 10)
+        for _ in range(10):
+            assert wire.receive(Request.GET_FEATURES) == U64(host.offer.features)
+        assert budget.turns >= 10
+        wire.close()
+        host.reason(0)
 
 
 @pytest.mark.hostile(

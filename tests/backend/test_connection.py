@@ -70,7 +70,7 @@ def test_memory_that_is_too_large_to_map():
             vm.frontend.request(
                 Request.SET_MEM_TABLE, MemoryTable((Region(0, 1 << 47, 0, 0),)), [fd], ack=True
             )
-        assert "SET_MEM_TABLE: mmap is Cannot allocate memory" in host.reason(0)
+        assert "guest memory: mmap is Cannot allocate memory" in host.reason(0)
         os.close(fd)
 
 
@@ -343,5 +343,5 @@ def test_what_happened_is_in_the_log_under_the_port_s_name(caplog):
     assert "port0: vring 1 runs, 64 entries" in caplog.messages
     assert "port0: vring 1 stopped at 0" in caplog.messages
     assert "port0: disconnected: the peer closed the socket" in caplog.messages
-    assert any(message.startswith("port0: SET_MEM_TABLE ") for message in caplog.messages)
+    assert any(message.startswith("port0: ADD_MEM_REG ") for message in caplog.messages)
     assert all(record.name == "vhostfast" for record in caplog.records if "port0" in record.message)

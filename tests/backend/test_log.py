@@ -7,14 +7,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from host import Flow, Host, Vm, carry, eventually, frame, readable
+from host import BY_TABLE, Flow, Host, Vm, carry, eventually, frame, readable
 from logfile import LogFile, end, log_all
 
 from vhostfast.driver import Frontend, GuestMemory
-from vhostfast.driver.frontend import FEATURES
+from vhostfast.driver.frontend import FEATURES, PROTOCOL_FEATURES
 from vhostfast.errors import ProtocolError
 from vhostfast.protocol.features import VirtioFeature
-from vhostfast.protocol.message import MemoryTable, Request, VringSize
+from vhostfast.protocol.message import Request, VringSize
 
 FRAMES = [frame(i) for i in range(100)]
 PAGE = 4096
@@ -123,15 +123,19 @@ def test_a_log_replaced_in_traffic_loses_no_bit():
             log.close()
 
 
-def test_memory_grows_while_it_is_logged():
-    """Hot-plug: the larger log comes first, then the table; the rings run on."""
+@pytest.mark.parametrize("agreed", [BY_TABLE, PROTOCOL_FEATURES], ids=["table", "one by one"])
+def test_memory_grows_while_it_is_logged(agreed):
+    """Hot-plug: the larger log comes first, then the table or region; the rings run on."""
     regions = [(0, 4 << 20), (4 << 20, 4 << 20)]
     with Host(witness=True) as host, LogFile(128) as small, LogFile(256) as large:
         memory = GuestMemory(regions)
-        first = MemoryTable(memory.regions[:1])
-        a, b = host.vm(0), host.vm(1, memory=memory, fill=False)
-        b.frontend.request(Request.SET_MEM_TABLE, first, memory.fds[:1], ack=True)
+        grown = memory.regions, memory.fds
+        a = host.vm(0)
+        b = host.vm(1, memory=memory, fill=False, protocol_features=agreed, start=False)
+        memory.regions, memory.fds = grown[0][:1], grown[1][:1]
+        b.start(fill=False)
         small.begin(b.frontend)
+        memory.regions, memory.fds = grown
         with pytest.raises(ProtocolError, match="refused"):
             b.frontend.tell_memory()
         b.post(32)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from random import Random
 
 import pytest
-from host import Flow, Host, carry, eventually, frame, number_of, readable
+from host import BY_TABLE, Flow, Host, carry, eventually, frame, number_of, readable
 from logfile import LogFile
 
 from vhostfast.backend import reconcile
@@ -331,7 +331,7 @@ def cut(memory: GuestMemory, at: int) -> MemoryTable:
 @pytest.mark.hostile("memory", "a new table amid traffic", "delivered")
 def test_memory_is_replaced_under_traffic_and_nothing_is_lost():
     with Host() as host:
-        a, b = host.vm(0), host.vm(1)
+        a, b = (host.vm(port, protocol_features=BY_TABLE) for port in (0, 1))
         maps = maps_of(a.memory), maps_of(b.memory)
         with Flow(a, b) as flow:
             for i in range(40):

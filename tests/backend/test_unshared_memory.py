@@ -12,7 +12,7 @@ from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric
 from vhostfast.driver import GuestMemory
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import EMPTY, U64, Payload, Request, encode
+from vhostfast.protocol.message import EMPTY, U64, OneRegion, Payload, Request, encode
 
 REGIONS = ((0, 1 << 20), (1 << 30, 1 << 20))
 
@@ -55,6 +55,20 @@ def test_memory_in_whose_files_nothing_is_written(monkeypatch, caplog, written, 
     warning = "a: the VM's memory is not shared: nothing is ever written to its file"
     assert (warning in caplog.text) == warned
     assert ("share=on" in caplog.text) == warned
+
+
+def test_of_many_regions_the_first_are_looked_at(monkeypatch, caplog):
+    """All 509 would hold up the other ports."""
+    monkeypatch.setattr(connection, "MEMORY_AFTER_S", 0)
+    memory = GuestMemory([(number << 20, 1 << 20) for number in range(9)])
+    slots = (Request.SET_PROTOCOL_FEATURES, U64(Offer.net().protocol_features), ())
+    regions = zip(memory.regions, memory.fds, strict=True)
+    added = [(Request.ADD_MEM_REG, OneRegion(region), [fd]) for region, fd in regions]
+    for written, warnings in ((8, 1), (7, 1)):
+        memory.write(written << 20, b"\1")
+        asyncio.run(say([slots, *added, FEATURES]))
+        assert caplog.text.count("nothing is ever written to its file") == warnings
+    memory.close()
 
 
 def test_memory_that_never_comes(monkeypatch, caplog):

@@ -14,6 +14,7 @@ from vhostfast.bench.workload import Frames, Plan, Workload, parse_frames
 from vhostfast.driver.migration import Migration
 from vhostfast.driver.traffic import Counters
 from vhostfast.errors import EnvironmentLacks, UsageError, VhostfastError
+from vhostfast.protocol.message import Region
 
 CPUS = sorted(os.sched_getaffinity(0))
 FAULTY = Path(__file__).parent / "faulty.py"
@@ -46,6 +47,7 @@ def both(backend: Backend, of: Plan, frames: Frames = SMALL) -> tuple[Counters, 
         {"buffer_size": 500, "load": "full", "layout": "indirect", "ring_size": 1024},
         {"regions": 8, "load": "touch", "ring_size": 64},
         {"regions": 8, "load": "full", "layout": "indirect", "queues": 4},
+        {"regions": 509},
     ],
     ids=str,
 )
@@ -67,7 +69,46 @@ def test_our_switch_under_every_workload(workload: dict[str, object], size: str)
 def test_memory_of_busy_guests_is_told_in_pieces() -> None:
     of = plan(regions=8, ports=4, busy="2")
     with running(ours(of), of) as run, connected(run, of) as guests:
-        assert [len(one.memory.table.regions) for one in guests.frontends] == [8, 8, 1, 1]
+        assert [len(one.memory.regions) for one in guests.frontends] == [8, 8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        {"regions": 509},
+        {"regions": 256, "layout": "chained"},
+        {"regions": 256, "pattern": "one-way", "load": "touch"},
+        {"regions": 509, "pattern": "loop", "queues": 4, "layout": "indirect"},
+        {"regions": 8, "ring_size": 64},
+    ],
+    ids=str,
+)
+def test_every_region_has_buffers_and_the_first_has_the_rings(workload: dict[str, object]) -> None:
+    """And where there are few, each lies in one region."""
+    of = plan(**workload)
+    with (
+        running(ours(of), of) as run,
+        connected(run, of) as guests,
+        guests.traffic(of.workload.frames[0], of.workload.load, 1) as traffic,
+    ):
+        regions = guests.frontends[0].memory.regions
+        rings, seen, across = [], set(), 0
+        for pool in traffic.pools:
+            if pool.vring.memory is guests.frontends[0].memory:
+                slots = pool.vring.size >> (of.workload.layout == "chained")
+                for gpa in range(pool.gpa, pool.gpa + slots * pool.stride, pool.stride):
+                    places = {where(regions, gpa), where(regions, gpa + 2111)}
+                    seen |= places
+                    across += len(places) - 1
+                rings.append(where(regions, pool.vring.used_gpa + 6 + 8 * pool.vring.size))
+    assert seen == set(range(len(regions)))
+    assert set(rings) == {0}
+    assert (across > 0) == (of.workload.gap == 0)
+
+
+def where(regions: tuple[Region, ...], gpa: int) -> int:
+    (found,) = [i for i, one in enumerate(regions) if one.gpa <= gpa < one.gpa + one.size]
+    return found
 
 
 def test_learned_addresses() -> None:

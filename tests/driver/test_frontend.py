@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from dpdk_backends import Switch
+from host import BY_TABLE
 
 from vhostfast.driver import FEATURES, Frontend, GuestMemory, Load, Traffic, pair
+from vhostfast.driver.frontend import PROTOCOL_FEATURES
+from vhostfast.driver.wire import Wire
 from vhostfast.errors import Disconnected, EnvironmentLacks, ProtocolError, UsageError
 from vhostfast.protocol.features import ProtocolFeature, VirtioFeature
 from vhostfast.protocol.message import U64, Request
@@ -121,6 +124,74 @@ def test_features_are_what_both_know(sockets: list[Path]) -> None:
         assert VirtioFeature.EVENT_IDX not in frontend.features
         assert not frontend.rings[0].event_idx
         frontend.start()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The requests about memory that front-ends have sent."""
+    requests, send = [], Wire.send
+
+    def tell(self: Wire, request: int, *given: Any, **options: Any) -> None:
+        if "_MEM_" in Request(request).name:
+            requests.append(Request(request).name)
+        send(self, request, *given, **options)
+
+    monkeypatch.setattr(Wire, "send", tell)
+    return requests
+
+
+def test_regions_are_told_one_by_one_and_only_what_has_changed(
+    sockets: list[Path], told: list[str]
+) -> None:
+    """As QEMU does: on one connection nothing twice, on a new one everything."""
+    with GuestMemory(CUT) as memory, Frontend(sockets[0], memory, queue_pairs=2) as frontend:
+        assert told == ["GET_MAX_MEM_SLOTS"] * 2  # for each pair
+        told.clear()
+        frontend.start()
+        assert told == ["ADD_MEM_REG"] * len(CUT)
+        frontend.stop()
+        told.clear()
+        frontend.start()
+        assert told == []
+        whole = memory.regions, memory.fds
+        memory.regions, memory.fds = whole[0][:-1], whole[1][:-1]
+        frontend.tell_memory()
+        memory.regions, memory.fds = whole
+        frontend.tell_memory()
+        assert told == ["REM_MEM_REG", "ADD_MEM_REG"]
+        told.clear()
+        frontend.reconnect(sockets[0])
+        assert told == ["GET_MAX_MEM_SLOTS"] * 2 + ["ADD_MEM_REG"] * len(CUT)
+
+
+@pytest.mark.parametrize("sequence", ["qemu", "virtio-user"])
+def test_without_slots_there_is_a_table(
+    sockets: list[Path], told: list[str], sequence: str
+) -> None:
+    """virtio-user knows nothing of slots."""
+    agreed = BY_TABLE if sequence == "qemu" else PROTOCOL_FEATURES
+    with (
+        GuestMemory(CUT) as memory,
+        Frontend(sockets[0], memory, sequence=sequence, protocol_features=agreed) as frontend,
+    ):
+        frontend.start()
+        frontend.tell_memory()
+        assert told == ["SET_MEM_TABLE"] * 2
+
+
+@pytest.mark.parametrize(
+    ("count", "agreed", "says"),
+    [
+        (9, BY_TABLE, "9 regions: the back-end takes 8, for it does not offer CONFIGURE_MEM_SLOTS"),
+        (510, PROTOCOL_FEATURES, "510 regions: the back-end takes 509: give as many, or fewer"),
+    ],
+)
+def test_more_regions_than_the_back_end_takes(
+    sockets: list[Path], count: int, agreed: ProtocolFeature, says: str
+) -> None:
+    regions = [(8192 * number, 4096) for number in range(count)]
+    with GuestMemory(regions) as memory, pytest.raises(UsageError, match=says):
+        Frontend(sockets[0], memory, protocol_features=agreed)
 
 
 def test_a_refused_request_says_so(sockets: list[Path]) -> None:

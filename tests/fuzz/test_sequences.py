@@ -25,7 +25,9 @@ from vhostfast.protocol.message import (
     U64,
     LogBase,
     MemoryTable,
+    OneRegion,
     Region,
+    RegionKey,
     Request,
     VringAddr,
     VringFile,
@@ -38,7 +40,9 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 STEPS = 25
 MEMORY_SIZE, LOG_SIZE, UVA = 1 << 20, 1 << 12, 0x10000
 KINDS = ("right", "right", "right", "right", "eventfd", "memory", "short", "pipe", "socket", "zero")
+OF_A_FILE = (Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.SET_LOG_BASE)
 MEMORY = Region(UVA, 0x10000, UVA, 0)
+BESIDE = [Region(UVA + at, 0x1000, UVA + at, 0x20000 + at) for at in (-0x1000, 0x10000)]
 # In the file: avail.idx and entries of the rings that `begun` starts, their descriptors, anywhere.
 PLACES = st.sampled_from([0x402, 0x404, 0x1402, 0x1404, 0, 0x1000]) | st.integers(0, 0x4000)
 
@@ -69,10 +73,11 @@ def begun(index: int, logged: bool):
 
 
 class Thorough(World):
-    """Of a message about one vring that one is looked at: had all been, it would be the same."""
+    """Of a message about one vring that one is looked at, of one about memory that is the same
+    none: had all been, it would be the same."""
 
-    def reconcile(self, session: Session, index: int | None = None) -> None:
-        super().reconcile(session, index)
+    def reconcile(self, session: Session, of: tuple[int, ...] | None = None) -> None:
+        super().reconcile(session, of)
         before = self.told()
         super().reconcile(session)
         assert self.told() == before
@@ -146,8 +151,7 @@ class Sequences(RuleBasedStateMachine):
 
     def chosen(self, request: int, kind: str) -> int:
         if kind == "right":
-            memory = request in (Request.SET_MEM_TABLE, Request.SET_LOG_BASE)
-            kind = "memory" if memory else "eventfd"
+            kind = "memory" if request in OF_A_FILE else "eventfd"
         return self.files[kind]
 
     @initialize(index=st.integers(0, 1), logged=st.booleans())
@@ -177,6 +181,17 @@ class Sequences(RuleBasedStateMachine):
         if SPEC[request].payload is VringState:
             data = encode(request, VringState(index, 16))
             self.send(data[:HEADER_SIZE], data[HEADER_SIZE:], [])
+
+    @rule(
+        request=st.sampled_from([Request.ADD_MEM_REG, Request.REM_MEM_REG]),
+        region=st.sampled_from([MEMORY, *BESIDE]),
+        kind=st.sampled_from(["memory", "memory", "short"]),
+    )
+    def of_a_region(self, request: Request, region: Region, kind: str) -> None:
+        """That of the rings, or one beside it, once more or no more."""
+        adds = request == Request.ADD_MEM_REG
+        data = encode(request, OneRegion(region) if adds else RegionKey.of(region))
+        self.send(data[:HEADER_SIZE], data[HEADER_SIZE:], [self.files[kind]] * adds)
 
     @rule(at=PLACES, data=st.binary(min_size=1, max_size=40))
     def poke(self, at: int, data: bytes) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import pytest
-from host import PATIENCE_S, Flow, Host, Vm
+from host import PATIENCE_S, SMALL, Flow, Host, Vm
 
 from vhostfast.protocol.message import Flag, Region, Request
 
 FOUR_KIB = Region(0, 4096, 1 << 40, 0)
+FREE = sum(SMALL[-1])  # the first GPA beyond a guest's memory
 
 
 def open_fds() -> int:
@@ -93,6 +94,10 @@ def region(*numbers: int) -> bytes:
     return raw(Request.SET_MEM_TABLE, struct.pack("=I4x4Q", 1, *numbers))
 
 
+def added(*numbers: int) -> bytes:
+    return raw(Request.ADD_MEM_REG, struct.pack("=8x4Q", *numbers))
+
+
 def log(size: int, offset: int = 0) -> bytes:
     return raw(Request.SET_LOG_BASE, struct.pack("=QQ", size, offset))
 
@@ -119,7 +124,7 @@ BAD = {
     ],
     "messages": [
         Bad("features", u64(Request.SET_FEATURES, 1 << 10), "not offered"),
-        Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 15), "not offered"),
+        Bad("protocol features", u64(Request.SET_PROTOCOL_FEATURES, 1 << 8), "not offered"),
         Bad("vring 256", state(Request.SET_VRING_NUM, 256, 64), "vring index is 256"),
         Bad("vring 2^31", state(Request.GET_VRING_BASE, 2**31 - 1, 0), "vring index", ends=True),
         Bad("vring of 2^32 - 1", state(Request.SET_VRING_BASE, 2**32 - 1, 0), "vring index"),
@@ -131,9 +136,9 @@ BAD = {
         Bad("base while it runs", state(Request.SET_VRING_BASE, 1, 7), "running ring"),
         Bad("GET_INFLIGHT_FD, not offered", raw(31, bytes(20)), "request is 31"),
         Bad("SET_INFLIGHT_FD, not offered", raw(32, b"\xff" * 20), "request is 32", ["memfd"]),
-        Bad("GET_MAX_MEM_SLOTS, not offered", raw(36), "request is 36"),
-        Bad("ADD_MEM_REG, not offered", raw(37, bytes(40)), "request is 37", ["memfd"]),
-        Bad("REM_MEM_REG, not offered", raw(38, bytes(40)), "request is 38"),
+        Bad("GET_MAX_MEM_SLOTS too long", raw(36, bytes(8)), "size is 8, must be 0", ends=True),
+        Bad("ADD_MEM_REG too short", raw(37, bytes(32)), "size is 32, must be 40", ["memfd"]),
+        Bad("REM_MEM_REG too long", raw(38, bytes(48)), "size is 48, must be 40"),
         Bad("size 0", state(Request.SET_VRING_NUM, 0, 0), "size is 0"),
         Bad("size 3", state(Request.SET_VRING_NUM, 0, 3), "power of two"),
         Bad("size 65536", state(Request.SET_VRING_NUM, 0, 65536), "32768"),
@@ -209,6 +214,29 @@ BAD = {
             Bad(f"{kind} as memory", table(FOUR_KIB), "regular file", [kind], ends=True)
             for kind in ("eventfd", "pipe", "socket", "directory", "device", "/dev/null")
         ),
+        Bad("a region added without an fd", added(FREE, 4096, 0, 0), "number of fds is 0"),
+        Bad("a region added with two fds", added(FREE, 4096, 0, 0), "fds is 2", ["memfd"] * 2),
+        Bad("a region removed with two fds", raw(38, bytes(40)), "fds is 2", ["memfd"] * 2),
+        Bad("a region added of size 0", added(FREE, 0, 0, 0), "size is 0", ["memfd"]),
+        Bad("an added gpa that wraps", added(2**64 - 4096, 8192, 0, 0), "gpa is", ["memfd"]),
+        Bad("an added uva that wraps", added(FREE, 8192, 2**64 - 4096, 0), "uva is", ["memfd"]),
+        Bad(
+            "an added offset that wraps",
+            added(FREE, 8192, 0, 2**64 - 4096),
+            "mmap_offset is",
+            ["memfd"],
+        ),
+        Bad("an added region that overlaps", added(FREE - 1, 2, 0, 0), "overlap", ["memfd"]),
+        Bad("an added region round all", added(0, 1 << 40, 0, 0), "overlap", ["memfd"]),
+        Bad("an added region of 2^46 bytes", added(FREE, 1 << 46, 0, 0), "space", ["memfd"]),
+        Bad(
+            "an added region past its file",
+            added(FREE, 4096, 0, 1 << 20),
+            "guest memory: its end in the file",
+            ["memfd"],
+            ends=True,
+        ),
+        Bad("a pipe as added memory", added(FREE, 4096, 0, 0), "regular file", ["pipe"], ends=True),
         Bad("read-only memory", table(FOUR_KIB), "Permission denied", ["read-only"], ends=True),
     ],
     "log": [  # its own reply can't say no

@@ -125,14 +125,14 @@ def test_without_address_space_a_map_is_refused(tmp_path: Path) -> None:
         resource.prlimit(switch.pid, resource.RLIMIT_AS, (used + (32 << 20), -1))
         large = GuestMemory(((0, 256 << 20),))
         vm = Vm(str(paths[0]), memory=large, start=False)
-        with pytest.raises(ProtocolError, match=r"SET_MEM_TABLE.*refused"):
+        with pytest.raises(ProtocolError, match=r"ADD_MEM_REG.*refused"):
             vm.start()
         vm.close()
         assert carry(c, d, FRAMES) == FRAMES
         with honest_pair(*paths[:2]) as (a, b):
             assert carry(a, b, FRAMES) == FRAMES
         _, err = switch.end()
-    assert "vm0: refused: SET_MEM_TABLE: mmap is Cannot allocate memory" in err
+    assert "vm0: refused: guest memory: mmap is Cannot allocate memory" in err
 
 
 @pytest.mark.hostile("process", "no room on the disk for the log", "no effect")

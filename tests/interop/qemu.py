@@ -24,6 +24,7 @@ PROGRAM = "qemu-system-x86_64"
 MEMORY = "262152K"
 KERNEL_ARGUMENTS = "console=ttyS0 quiet tsc=reliable no_timer_check panic=-1"
 BOOT_TIMEOUT_S = 60
+DIMM_MIB = 128  # a block of Linux's memory
 END_OF_ANSWER = re.compile(rb"\x1e(\d+)\n")  # as guest.c writes it
 MEMORY_NAME = "memory-backend-memfd"
 SHARED_MEMORY = f"{MEMORY_NAME},id=ram,size={MEMORY},share=on"
@@ -67,7 +68,8 @@ class Card:
 class Guest(Child):
     """A guest that is starting; `ready` waits until it takes commands and its card is up.
 
-    Its sockets are made in `folder`. `memory` is the `-object` with id `ram` that is its memory.
+    Its sockets are made in `folder`. `memory` is the `-object` with id `ram` that is its memory,
+    and `slots` are free for more (`plug`).
     `more` cards, of other numbers, are its eth1 and so on. With `incoming` it doesn't boot: it
     waits for a guest that migrates to that socket, which stands still there until `cont` if it is
     `paused`.
@@ -80,6 +82,7 @@ class Guest(Child):
         card: Card,
         memory: str = SHARED_MEMORY,
         *,
+        slots: int = 0,
         more: Sequence[Card] = (),
         incoming: Path | None = None,
         paused: bool = False,
@@ -91,7 +94,8 @@ class Guest(Child):
         boot = image()
         # As many vCPUs as queue pairs: virtio-net uses no more pairs than that.
         argv = [*DIES_WITH_US, "nice", "-n", "5", PROGRAM]
-        argv += ["-accel", "tcg", "-cpu", "max", "-smp", str(card.queue_pairs), "-m", MEMORY]
+        room = f",slots={slots},maxmem=8G" if slots else ""
+        argv += ["-accel", "tcg", "-cpu", "max", "-smp", str(card.queue_pairs), "-m", MEMORY + room]
         argv += ["-machine", "q35,memory-backend=ram", "-object", memory, "-bios", "qboot.rom"]
         argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         argv += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)]
@@ -128,6 +132,22 @@ class Guest(Child):
     def run(self, command: str, timeout_s: float = 20) -> str:
         self.begin(command)
         return self.result(timeout_s)
+
+    def plug(self, number: int) -> None:
+        """Plug a DIMM, whose file is its own, into a slot."""
+        name, size = f"memory{number}", DIMM_MIB << 20
+        options = {"id": name, "size": size, "share": True}
+        self.control("object-add", **{"qom-type": MEMORY_NAME, **options})
+        self.control("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=name)
+
+    def unplug(self, number: int, timeout_s: float = 20) -> None:
+        """Ask the guest to let a DIMM go, and wait until it is gone."""
+        name = f"dimm{number}"
+        self.control("device_del", id=name)
+        deadline = time.monotonic() + timeout_s
+        while name in (one["data"]["id"] for one in self.control("query-memory-devices")):
+            assert time.monotonic() < deadline, f"{self.name} keeps {name}"
+            time.sleep(0.05)
 
     def reboot(self) -> None:
         """Have the guest reboot, and wait until its card is up again."""

@@ -9,7 +9,7 @@ from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
 def test_what_a_network_port_offers():
     offer = Offer.net()
     assert offer.features == 0x1_7C66_BB8B
-    assert offer.protocol_features == 0x1201F
+    assert offer.protocol_features == 0x1A01F
     assert offer.queue_pairs == 128
 
 

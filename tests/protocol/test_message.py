@@ -1,12 +1,13 @@
 """decode against the table: every column refuses, every boundary has a row on each side."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from struct import pack
 
 import pytest
 
 from vhostfast.errors import ProtocolError
-from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
+from vhostfast.protocol.features import MEMORY_SLOTS_MAX, Offer, ProtocolFeature, VirtioFeature
 from vhostfast.protocol.message import (
     EMPTY,
     FDS_MAX,
@@ -21,7 +22,9 @@ from vhostfast.protocol.message import (
     MemoryTable,
     Mtu,
     OfVring,
+    OneRegion,
     Region,
+    RegionKey,
     Request,
     VringAddr,
     VringBase,
@@ -60,6 +63,8 @@ LEGAL = {
     VringAddr: [VringAddr(0, 0, 0, 0, 0, 0), VringAddr(3, 1, 16, 4, 2, 1)],
     VringFile: [VringFile(0, True), VringFile(3, False)],
     LogFile: [LogFile()],
+    OneRegion: [OneRegion(REGION)],
+    RegionKey: [RegionKey.of(REGION), RegionKey(0, 0, 0), RegionKey(*[(1 << 64) - 1] * 3)],
     LogBase: [LogBase(1, 0), LogBase(0x1000, 0x1000)],
     MemoryTable: [
         MemoryTable((REGION,)),
@@ -102,7 +107,9 @@ def test_round_trip(request_, payload):
     assert type(message.payload) is SPEC[request_].payload
     assert message.payload == payload
     assert message.fds == tuple(fds)
-    assert message.vring == (payload.index if isinstance(payload, OfVring) else None)
+    memory = isinstance(payload, MemoryTable | OneRegion | RegionKey)
+    one = (payload.index,) if isinstance(payload, OfVring) else None
+    assert message.vrings == (() if memory else one)
     assert message.need_reply
     assert not decoded(request_, payload, fds).need_reply
 
@@ -110,7 +117,8 @@ def test_round_trip(request_, payload):
 @pytest.mark.parametrize(("request_", "payload"), rows())
 def test_one_fd_too_many_or_too_few(request_, payload):
     fds = fds_for(request_, payload)
-    error = refused("number of fds", request_, payload, [*fds, 99])
+    most = [99] * (SPEC[request_].fds[1] + 1)  # REM_MEM_REG may have one
+    error = refused("number of fds", request_, payload, [*fds, 99] if fds else most)
     assert error.request == request_.name
     if fds:
         refused("number of fds", request_, payload, fds[1:])
@@ -144,7 +152,7 @@ def test_a_feature_not_negotiated(request_):
     assert error.field == needs.name
 
 
-@pytest.mark.parametrize("number", [0, 21, 22, 24, 31, 36, 37, 41, 0xFFFFFFFF])
+@pytest.mark.parametrize("number", [0, 21, 22, 24, 31, 33, 35, 41, 0xFFFFFFFF])
 def test_unknown_requests(number):
     refused(f"^request {number}: request is {number}, must be one that we know$", number, b"")
 
@@ -262,6 +270,34 @@ def test_no_region_and_nine():
     refused("shared", Request.SET_MEM_TABLE, table(), [])
     refused("size is 296", Request.SET_MEM_TABLE, table(*range(0, 0x9000, 0x1000)), [0] * 9)
     refused("bytes of regions", Request.SET_MEM_TABLE, pack("=II", 0xFFFFFFFF, 0), [])
+
+
+def test_one_region_is_as_legal_as_in_a_table():
+    numbers = (0x1000, 0x2000, 0x7F0000000000, 0x3000)
+    body = pack("=QQQQQ", 0xBADC0FFEE, *numbers)
+    message = decoded(Request.ADD_MEM_REG, body, [5])
+    assert message.payload == OneRegion(Region(*numbers))
+    assert message.fds == (5,)
+    refused("region's size is 0", Request.ADD_MEM_REG, bytes(40), [5])
+    for fds in ([], [5, 6]):
+        refused(f"number of fds is {len(fds)}, must be 1", Request.ADD_MEM_REG, body, fds)
+    for size in (32, 48):
+        refused(f"size is {size}, must be 40", Request.ADD_MEM_REG, bytes(size), [5])
+
+
+@pytest.mark.parametrize("fds", [[], [5]])
+def test_a_region_is_removed_by_its_key_wherever_it_lies_in_its_file(fds):
+    """QEMU says offset 0, another might say anything; and an fd is allowed."""
+    body = pack("=QQQQQ", 7, 0x1000, 0x2000, 0x7F0000000000, TOP - 1)
+    message = decoded(Request.REM_MEM_REG, body, fds)
+    assert message.payload == RegionKey.of(REGION)
+    assert message.fds == tuple(fds)
+    refused("number of fds is 2, must be 0 to 1", Request.REM_MEM_REG, body, [5, 6])
+
+
+def test_there_are_as_many_slots_as_the_core_has_room_for():
+    spec = (Path(__file__).parents[2] / "csrc" / "spec.h").read_text()
+    assert f"    REGION_COUNT_MAX = {MEMORY_SLOTS_MAX}, " in spec
 
 
 def test_a_table_takes_as_many_fds_as_a_message_can_carry():

@@ -1,12 +1,13 @@
 """The session, told through encode and decode as on a socket, by the front-ends' sequences."""
 
+from dataclasses import replace
 from itertools import count, permutations
 from struct import pack
 
 import pytest
 
 from vhostfast.errors import ProtocolError
-from vhostfast.protocol.features import Offer, ProtocolFeature, VirtioFeature
+from vhostfast.protocol.features import MEMORY_SLOTS_MAX, Offer, ProtocolFeature, VirtioFeature
 from vhostfast.protocol.message import (
     EMPTY,
     HEADER_SIZE,
@@ -16,7 +17,9 @@ from vhostfast.protocol.message import (
     LogBase,
     Mac,
     MemoryTable,
+    OneRegion,
     Region,
+    RegionKey,
     Request,
     VringAddr,
     VringFile,
@@ -46,15 +49,16 @@ class Talk:
         if acked is not None:
             self.tell(R.SET_PROTOCOL_FEATURES, U64(acked))
 
-    def message(self, request, payload=EMPTY, need_reply=False):
-        announced = payload.fd_count()
-        fds = [next(FDS) for _ in range(SPEC[request].fds[0] if announced is None else announced)]
+    def message(self, request, payload=EMPTY, need_reply=False, fd_count=None):
+        for known in (payload.fd_count(), SPEC[request].fds[0]):
+            fd_count = known if fd_count is None else fd_count
+        fds = [next(FDS) for _ in range(fd_count)]
         data = encode(request, payload, need_reply=need_reply)
         return decode(data[:HEADER_SIZE], data[HEADER_SIZE:], fds, self.session)
 
-    def tell(self, request, payload=EMPTY, need_reply=False):
+    def tell(self, request, payload=EMPTY, need_reply=False, fd_count=None):
         """The answer, decoded; None if there is none."""
-        message = self.message(request, payload, need_reply)
+        message = self.message(request, payload, need_reply, fd_count)
         self.session.apply(message)
         self.given += message.fds
         assert sorted(self.session.fds()) == sorted(self.given), "each fd has one place"
@@ -433,6 +437,113 @@ def test_a_used_ring_that_ends_beyond_the_log(talk):
     talk.refused("end of logged memory", R.SET_LOG_BASE, LogBase(EXACT - 1, 0))
 
 
+# --- Regions one by one ---------------------------------------------------------------------------
+
+FIRST = MEMORY.regions[0]
+NEXT = Region(GPA + SIZE, SIZE, UVA + SIZE, SIZE)  # behind it, in all respects
+
+
+def test_a_ring_runs_while_its_region_is_there(talk):
+    talk.start()
+    talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
+    assert talk.runs()
+    talk.tell(R.REM_MEM_REG, RegionKey.of(FIRST))
+    assert not talk.runs()
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    assert talk.runs()
+
+
+def test_a_region_that_is_told_again_is_there_once(talk):
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    before = talk.session.regions
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST), need_reply=True)
+    assert talk.session.regions is before
+    assert talk.session.discarded == talk.given[1:]
+
+
+ALIKE = [replace(FIRST, uva=0), replace(FIRST, mmap_offset=0x1000), replace(FIRST, size=SIZE - 1)]
+ACROSS = [Region(GPA - 1, 2, 0, 0), Region(GPA + SIZE - 1, 1, 0, 0), Region(0, SIZE * 9, 0, 0)]
+
+
+@pytest.mark.parametrize("other", ALIKE + ACROSS)
+def test_a_region_that_overlaps_another_is_refused(talk, other):
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    talk.refused("no overlap", R.ADD_MEM_REG, OneRegion(other))
+    for neighbour in (Region(GPA - 1, 1, UVA, 0), Region(GPA + SIZE, 1, UVA, 0)):
+        talk.tell(R.ADD_MEM_REG, OneRegion(neighbour))
+
+
+def test_so_many_slots_and_no_more(talk):
+    regions = [Region(GPA + SIZE * i, SIZE, UVA, 0) for i in range(MEMORY_SLOTS_MAX)]
+    for region in regions:
+        talk.tell(R.ADD_MEM_REG, OneRegion(region))
+    last = OneRegion(Region(0, 1, 0, 0))
+    talk.refused("number of regions is 510, must be at most 509", R.ADD_MEM_REG, last)
+    talk.tell(R.ADD_MEM_REG, OneRegion(regions[7]))  # is there
+    talk.tell(R.REM_MEM_REG, RegionKey.of(regions[7]))
+    talk.tell(R.ADD_MEM_REG, last)
+    assert talk.tell(R.GET_MAX_MEM_SLOTS) == U64(509)
+
+
+def test_slots_are_the_port_s():
+    talk = Talk(Offer.net(2, memory_slots=1))
+    assert talk.tell(R.GET_MAX_MEM_SLOTS) == U64(1)
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    talk.refused("number of regions is 2, must be at most 1", R.ADD_MEM_REG, OneRegion(NEXT))
+    talk.tell(R.SET_MEM_TABLE, MemoryTable((FIRST, NEXT)))  # which has its own limit
+
+
+def test_regions_together_have_their_port_s_share_of_addresses():
+    talk = Talk(Offer.net(2, memory_max=2 * SIZE))
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
+    more = OneRegion(Region(0, 1, 0, 0))
+    talk.refused("bytes of guest memory is 0x200001", R.ADD_MEM_REG, more)
+    talk.tell(R.REM_MEM_REG, RegionKey.of(NEXT))
+    talk.tell(R.ADD_MEM_REG, more)
+
+
+def test_a_region_beyond_the_log_is_refused(talk):
+    talk.start()
+    talk.tell(R.SET_LOG_BASE, LogBase(EXACT, 0))
+    talk.refused("end of logged memory is 0x300000", R.ADD_MEM_REG, OneRegion(NEXT))
+    talk.tell(R.SET_LOG_BASE, LogBase(2 * EXACT, 0))
+    talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
+
+
+@pytest.mark.parametrize("fd_count", [0, 1])
+@pytest.mark.parametrize(
+    "key", [RegionKey(0, 0, 0), replace(RegionKey.of(FIRST), uva=0), RegionKey.of(NEXT)]
+)
+def test_removing_what_is_not_there_changes_nothing(talk, key, fd_count):
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    talk.tell(R.REM_MEM_REG, key, fd_count=fd_count)
+    assert [region for region, _ in talk.session.regions] == [FIRST]
+    assert talk.session.discarded == talk.given[1:]
+
+
+PARTS = [Region(0, 0x1000, UVA + 0x800, 0), Region(0x1000, 0x1000, UVA - SIZE, 0)]
+
+
+@pytest.mark.parametrize("order", list(permutations([FIRST, *PARTS])))
+def test_areas_may_lie_in_any_of_regions_that_share_uvas(talk, order):
+    talk.start()
+    talk.tell(R.REM_MEM_REG, RegionKey.of(FIRST))
+    for region in order:
+        talk.tell(R.ADD_MEM_REG, OneRegion(region))
+    assert talk.runs()
+    talk.tell(R.REM_MEM_REG, RegionKey.of(FIRST))
+    assert not talk.runs()
+
+
+def test_a_table_replaces_all_of_them(talk):
+    talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
+    talk.tell(R.SET_MEM_TABLE, MEMORY)
+    talk.tell(R.ADD_MEM_REG, OneRegion(NEXT))
+    talk.tell(R.ADD_MEM_REG, OneRegion(FIRST))
+    assert [region for region, _ in talk.session.regions] == [FIRST, NEXT]
+
+
 # --- Answers --------------------------------------------------------------------------------------
 
 SETTERS = [
@@ -440,6 +551,8 @@ SETTERS = [
     (R.RESET_OWNER, EMPTY),
     (R.SET_FEATURES, U64(PF)),
     (R.SET_MEM_TABLE, MEMORY),
+    (R.ADD_MEM_REG, OneRegion(MEMORY.regions[0])),
+    (R.REM_MEM_REG, RegionKey.of(MEMORY.regions[0])),
     (R.SET_VRING_KICK, VringFile(0, True)),
     (R.SET_VRING_ENABLE, VringState(0, 1)),
     (R.RESET_DEVICE, EMPTY),

@@ -12,7 +12,9 @@ from daemon import COMMAND, daemon, ports
 
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.protocol.message import Request
-from vhostfast.switch.share import FDS_OF_PAIR, memory_max, pairs_each
+from vhostfast.switch import share
+from vhostfast.switch.config import Config, PortSpec
+from vhostfast.switch.share import FDS_OF_PAIR, memory_max, memory_slots, pairs_each
 
 LIMITED = (
     "import os, resource, sys; n = int(sys.argv[1]);"
@@ -42,12 +44,38 @@ def test_all_ports_old_and_new_memory_fit_in_our_addresses(ports):
     assert memory_max(ports) >= 200 << 30
 
 
-@pytest.mark.parametrize(("limit", "pairs"), [(400, 47), (20_000, 128)])
-def test_queue_pairs_offered_are_those_that_there_are_fds_for(tmp_path, monkeypatch, limit, pairs):
+@pytest.mark.parametrize(
+    ("limit", "maps", "ports", "slots"),
+    [
+        (1 << 20, 65530, 2, 61434 // 3),
+        (1 << 20, 65530, 256, 239),
+        (64 + 2 + 2 * (48 + 6), 65530, 2, 8),
+        (64 + 2 + 2 * (48 + 6 + 100), 65530, 2, 108),
+        (1 << 20, 4096, 2, 8),
+        (1 << 20, None, 256, 239),
+    ],
+)
+def test_regions_are_as_many_as_all_ports_may_have_at_once(
+    monkeypatch, tmp_path, limit, maps, ports, slots
+):
+    monkeypatch.setattr(share, "MAPS_MAX", tmp_path / "max_map_count")
+    if maps is not None:
+        share.MAPS_MAX.write_text(f"{maps}\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    config = Config(tuple(PortSpec(f"vm{i}", f"/run/{i}", queue_pairs=1) for i in range(ports)))
+    assert memory_slots(config) == slots
+
+
+@pytest.mark.parametrize(
+    ("limit", "pairs", "slots"),
+    [(400, 47, 12), (64 + 2 + 48 + 6 * 128 + 92, 128, 100), (20_000, 128, 509)],
+)
+def test_what_is_offered_is_what_there_are_fds_for(tmp_path, monkeypatch, limit, pairs, slots):
     monkeypatch.setattr("daemon.COMMAND", [sys.executable, "-c", LIMITED, str(limit), *COMMAND])
     with daemon(*ports(tmp_path / "a", options=",queues=128")) as switch:
         with GuestMemory(((0, 4 << 20),)) as memory, Frontend(tmp_path / "a", memory) as frontend:
             offered = frontend.ask(Request.GET_QUEUE_NUM)
+            assert frontend.ask(Request.GET_MAX_MEM_SLOTS) == slots
         _, err = switch.end()
     assert offered == pairs
     assert ("each port offers" in err) == (offered < 128)

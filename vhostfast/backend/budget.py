@@ -27,11 +27,11 @@ class Budget:
         self._counted_to: float | None = None
 
     @contextmanager
-    def spending(self) -> Iterator[None]:
-        """What this thread does inside is on the port."""
+    def spending(self) -> Iterator[Callable[[], float]]:
+        """What this thread does inside is on the port; gives the seconds so far."""
         began = time.thread_time()
         try:
-            yield
+            yield lambda: time.thread_time() - began
         finally:
             self.spend(min(time.thread_time() - began, TURN_MAX_S))
 

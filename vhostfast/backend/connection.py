@@ -13,17 +13,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from vhostfast.backend.budget import Budget
+from vhostfast.backend.budget import TURN_MAX_S, Budget
 from vhostfast.backend.channel import Channel, RawMessage, close_fds
 from vhostfast.backend.reconcile import Dataplane, World
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import Message, Region, Request, VringFile, decode
+from vhostfast.protocol.message import (
+    REGIONS_MAX,
+    Message,
+    OneRegion,
+    Region,
+    Request,
+    VringFile,
+    decode,
+)
 from vhostfast.protocol.session import Session
 
 logger = logging.getLogger("vhostfast")
 
-MESSAGES_AT_ONCE = 64  # then another connection has its turn
+MESSAGES_AT_ONCE = 64  # or TURN_MAX_S, all that is counted: then another connection has its turn
 STALLED_S = 10.0  # from the first part of a message that is seen to its last
 LOOK_AGAIN_S = 1.0  # whether a front-end that has to wait is still there
 MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
@@ -121,9 +129,10 @@ class Connection:
     # --- What wakes us ----------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        with self._ending(), self.backend.budget.spending():
+        with self._ending(), self.backend.budget.spending() as spent_s:
             for _ in range(MESSAGES_AT_ONCE):
-                raw = None if self._ended.done() else self._channel.receive()
+                over = self._ended.done() or spent_s() >= TURN_MAX_S
+                raw = None if over else self._channel.receive()
                 if raw is None:
                     break
                 self._watch_for_stall(False)
@@ -176,8 +185,8 @@ class Connection:
 
     def _look_at_memory(self) -> None:
         """Nothing fails if a VM keeps its memory to itself: nothing comes, and nobody knows why."""
-        regions = self.session.regions
-        with self._ending():
+        regions = self.session.regions[:REGIONS_MAX]  # of 509 a look would take too long
+        with self._ending(), self.backend.budget.spending():
             if not any(_is_written(region, fd) for region, fd in regions):
                 logger.warning(
                     "%s: the VM's memory is not shared: %s. "
@@ -196,7 +205,7 @@ class Connection:
             self._answer_no(raw.header, error)
             return
         try:
-            self._world.reconcile(self.session, message.vring)
+            self._world.reconcile(self.session, message.vrings)
         except ProtocolError as error:  # the record can't be made true: nothing can follow
             self._answer_no(raw.header, error)
             raise
@@ -207,6 +216,7 @@ class Connection:
         try:
             message = decode(raw.header, raw.payload, raw.fds, self.session)
             _check_kind(message, raw.fds)
+            _check_known(message, self.session)
             self.session.apply(message)
         except BaseException:
             close_fds(raw.fds)
@@ -252,6 +262,15 @@ def _check_kind(message: Message, fds: Sequence[int]) -> None:
             named = kind.encode("unicode_escape").decode()  # by the peer: lines, terminal escapes
             raise ProtocolError(message.request.name, "fd", named, "an eventfd")
         os.set_blocking(fd, False)
+
+
+def _check_known(message: Message, session: Session) -> None:
+    """A region that is told again comes with the file it came with: else it is another's memory."""
+    if isinstance(message.payload, OneRegion):
+        known = dict(session.regions).get(message.payload.region)
+        if known is not None and not os.path.sameopenfile(known, message.fds[0]):
+            limit = "that of the region that is there"
+            raise ProtocolError(message.request.name, "file", "another", limit)
 
 
 def _is_written(region: Region, fd: int) -> bool:

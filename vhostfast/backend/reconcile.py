@@ -5,7 +5,8 @@ compares the record with the world and acts, so there is no order of messages to
 reconnect is the same code. In fixed order: map what is new, then while the workers rest stop what
 should not run, swap, (re)start what should; unmap what is old. Of a message about one vring the
 others' records are not looked at again: a start, with messages for each of 256 rings, costs no more
-a ring than one of two.
+a ring than one of two. Nor is any of one about memory that changes none: QEMU 7.2 says each region
+again for each queue pair.
 """
 
 import logging
@@ -99,21 +100,22 @@ class World:
     def __init__(self, dataplane: Dataplane, *, witness: bool = False) -> None:
         self.dataplane = dataplane
         self._watch = Watch(dataplane.name, dataplane.count) if witness else None
+        self._regions: object = ()  # the session's, as last looked at: each file of 509 takes time
         self._memory: tuple[object, GuestMemory | None] = ((), None)
         self._log: tuple[object, Log | None] = (None, None)
         self._rings: dict[int, tuple[Shape, Ring]] = {}
 
-    def reconcile(self, session: Session, index: int | None = None) -> None:
-        """Make it so. Idempotent. `index`: the record of this vring is all that can have changed
-        since the last time. Raises ProtocolError for memory that can't be mapped or a ring that
-        doesn't lie in it; the connection then has to end."""
+    def reconcile(self, session: Session, of: tuple[int, ...] | None = None) -> None:
+        """Make it so. Idempotent. `of`: the records of these vrings, and memory, are all that can
+        have changed since the last time. Raises ProtocolError for memory that can't be mapped or a
+        ring that doesn't lie in it; the connection then has to end."""
         old = self._memory, self._log  # unmapped when we return, not in the pause
         memory = self._map_memory(session)
         log = self._map_log(session)
         same_maps = (memory, log) == (old[0][1], old[1][1])
         vrings, rings = session.vrings, self._rings
-        if index is not None and same_maps and self._watch is None:
-            vrings, rings = _only(index, vrings), _only(index, rings)
+        if of is not None and same_maps and self._watch is None:
+            vrings, rings = _only(of, vrings), _only(of, rings)
         wanted = {
             number: (shape_of(session, vring, vring.addr), vring)
             for number, vring in vrings.items()
@@ -151,10 +153,13 @@ class World:
 
     def _map_memory(self, session: Session) -> GuestMemory | None:
         """The map of the session's regions: the one that we have, if it is of the same files."""
+        if session.regions is self._regions:
+            return self._memory[1]
         identity = tuple((region, _file(fd)) for region, fd in session.regions)
         if identity != self._memory[0]:
             regions = [(r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in session.regions]
             self._memory = (identity, GuestMemory(regions) if regions else None)
+        self._regions = session.regions
         return self._memory[1]
 
     def _map_log(self, session: Session) -> Log | None:
@@ -205,8 +210,8 @@ class World:
             logger.info("%s: vring %d: %s", name, vring.index, told)
 
 
-def _only(index: int, of: dict[int, T]) -> dict[int, T]:
-    return {index: of[index]} if index in of else {}
+def _only(indices: tuple[int, ...], all_: dict[int, T]) -> dict[int, T]:
+    return {index: all_[index] for index in indices if index in all_}
 
 
 def _matches(

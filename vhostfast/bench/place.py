@@ -100,7 +100,7 @@ def require_fds(plan: Plan) -> None:
     Raises EnvironmentLacks if that is forbidden.
     """
     work = plan.workload
-    needed = work.guests * (PORT_FDS + QUEUE_PAIR_FDS * work.queues) + SPARE_FDS
+    needed = work.guests * (PORT_FDS + QUEUE_PAIR_FDS * work.queues + work.regions) + SPARE_FDS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < needed:
         raise EnvironmentLacks(

@@ -77,16 +77,19 @@ class Guests:
         self.frontends: list[Frontend] = []
         for number, socket in enumerate(run.sockets):
             ring_size = work.ring_size if number < busy else min(work.ring_size, IDLE_RING_SIZE)
-            regions = work.cuts(ring_size) if number < busy else ((0, work.memory_size(ring_size)),)
+            regions = work.cuts() if number < busy else ((0, work.memory_size(ring_size)),)
             memory = GuestMemory(regions, hugepages=plan.hugepages and number < busy)
-            frontend = Frontend(
-                socket,
-                stack.enter_context(memory),
-                queue_pairs=work.queues,
-                ring_size=ring_size,
-                features=features,
-                timeout_s=ANSWER_S,
-            )
+            try:
+                frontend = Frontend(
+                    socket,
+                    stack.enter_context(memory),
+                    queue_pairs=work.queues,
+                    ring_size=ring_size,
+                    features=features,
+                    timeout_s=ANSWER_S,
+                )
+            except UsageError as error:
+                raise UsageError(f"{run.name}: {error}") from None
             self.frontends.append(stack.enter_context(frontend))
         self.busy, self.idle = self.frontends[:busy], self.frontends[busy:]
         agreed = self.frontends[0].features
@@ -129,7 +132,7 @@ class Guests:
         """Rings that run, and traffic ready to be; at the end they are stopped, and the rest of
         what came is taken. With a log, all that is written meanwhile has to be in it."""
         work = self.plan.workload
-        load = Load(kind, frames.sizes, work.layout, work.buffer_size, verify_every)
+        load = Load(kind, frames.sizes, work.layout, work.buffer_size, verify_every, work.gap)
         with self.looking_on():
             for frontend in self.busy:
                 frontend.start()

@@ -9,7 +9,8 @@ from vhostfast.core.driver import RING_SIZE_MAX
 from vhostfast.core.traffic import LANES_MAX
 from vhostfast.driver.traffic import KINDS, LAYOUTS, STRIDE
 from vhostfast.errors import UsageError
-from vhostfast.protocol.message import LOG_PAGE, REGIONS_MAX
+from vhostfast.protocol.features import MEMORY_SLOTS_MAX
+from vhostfast.protocol.message import LOG_PAGE
 
 MODES = ("poll", "interrupt", "adaptive")
 PATTERNS = ("both-ways", "one-way", "loop", "send-only", "receive-only")
@@ -26,6 +27,8 @@ BUFFER_MIN = 128
 IDLE_RING_SIZE = 64  # of a guest that only looks on
 HUGEPAGE = 2 << 20
 _RING_BYTES = 16 + 2 + 8 + 8 * 16  # of an entry: descriptor, avail, used, its indirect table
+_RING_ENDS = 2 * 64  # the other words of its avail and used areas, each to its cache line's end
+_BUFFERS_MANY = 16  # of a region: whether one more or less lies across its end counts for little
 _SLACK = 64 << 10
 HEADER_SIZE = 12  # of virtio-net, before each frame
 APART = 64  # from it to the frame, where each has a descriptor
@@ -77,8 +80,8 @@ class Workload:
     against itself with it off. `ports`: guests, where there is not only one, in pairs of which
     "all" are `busy`, or the first two guests alone. `buffer_size`: bytes of a receive buffer; a
     frame that it doesn't hold takes several. `regions`: pieces that the memory of a busy guest is
-    told in, cut at pages of 4 KiB: the rings lie in the first, the buffers in all of them, some
-    across a cut. Raises UsageError.
+    told in, cut at pages of 4 KiB: the rings lie in the first, the buffers in all of them; some lie
+    across a cut where regions are large, none where they are small. Raises UsageError.
     """
 
     frames: tuple[Frames, ...] = (Frames("64", (64,)),)
@@ -120,10 +123,12 @@ class Workload:
             raise UsageError(f"--ring-size {size}: give a power of two, 64 to {RING_SIZE_MAX}")
         if not 1 <= self.queues <= QUEUES_MAX:
             raise UsageError(f"--queues {self.queues}: give 1 to {QUEUES_MAX} queue pairs")
-        if not 1 <= self.regions <= REGIONS_MAX:
+        if not 1 <= self.regions <= MEMORY_SLOTS_MAX:
+            raise UsageError(f"--regions {self.regions}: give 1 to {MEMORY_SLOTS_MAX}")
+        if self.regions > self._buffers:
             raise UsageError(
-                f"--regions {self.regions}: give 1 to {REGIONS_MAX}: a memory table has no more,"
-                " and one by one (CONFIGURE_MEM_SLOTS) the driver doesn't tell them"
+                f"--regions {self.regions}: there are {self._buffers} buffers, and each region has"
+                " to have one: give fewer, or a larger --ring-size"
             )
         self._check_ports()
         self._check_buffers()
@@ -183,17 +188,36 @@ class Workload:
 
     def memory_size(self, ring_size: int) -> int:
         """Bytes of a guest with such rings, whole hugepages."""
-        size = 2 * self.queues * ring_size * (STRIDE + _RING_BYTES) + _SLACK
+        size = 2 * self.queues * ring_size * (STRIDE + self.gap + _RING_BYTES) + _SLACK
         return -(-size // HUGEPAGE) * HUGEPAGE
 
-    def cuts(self, ring_size: int) -> tuple[tuple[int, int], ...]:
-        """That memory in its regions, GPA and bytes of each. What is taken of it begins at 0, so it
-        is what buffers fill that is cut evenly; the rest is in the last region."""
-        size = self.memory_size(ring_size)
-        filled = 2 * self.queues * ring_size * STRIDE
-        step = filled // self.regions // LOG_PAGE * LOG_PAGE
-        starts = [number * step for number in range(self.regions)]
-        return tuple(zip(starts, [b - a for a, b in pairwise([*starts, size])], strict=True))
+    @property
+    def gap(self) -> int:
+        """Bytes between two buffers: room for a cut, where each region has few of them."""
+        return LOG_PAGE if self._buffers < _BUFFERS_MANY * self.regions else 0
+
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """A busy guest's memory in its regions, GPA and bytes of each: cut at the last page that
+        begins before the buffer that is to be the region's first."""
+        rings = 2 * self.queues * (self.ring_size * _RING_BYTES + _RING_ENDS)
+        used = self._buffers // (self.queues * self._pools)  # chained, half of a pool is not
+        starts = [0]
+        for number in range(1, self.regions):
+            pool, slot = divmod(number * self._buffers // self.regions, used)
+            place = rings + (pool * self.ring_size + slot) * (STRIDE + self.gap)
+            starts.append(place // LOG_PAGE * LOG_PAGE)
+        ends = pairwise([*starts, self.memory_size(self.ring_size)])
+        return tuple((start, end - start) for start, end in ends)
+
+    @property
+    def _pools(self) -> int:
+        """Rings with buffers, of a queue pair of the guest that has the fewest."""
+        return 1 if self.pattern in ("one-way", "receive-only") else 2
+
+    @property
+    def _buffers(self) -> int:
+        """Those of a guest that are in use."""
+        return self.queues * self._pools * (self.ring_size >> (self.layout == "chained"))
 
 
 @dataclass(frozen=True, slots=True)

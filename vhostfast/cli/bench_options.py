@@ -82,7 +82,7 @@ Regions = Annotated[
     int,
     typer.Option(
         metavar="N",
-        help="Pieces that a VM's memory is told in, 1 to 8; null and bare know one, so with more"
+        help="Pieces that a VM's memory is told in, 1 to 509; null and bare know one, so with more"
         " they have no rows.",
     ),
 ]

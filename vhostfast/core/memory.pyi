@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @final
 class GuestMemory:
-    """The regions of SET_MEM_TABLE, mapped shared; vhost-user, "Memory region description".
+    """The regions of guest memory, mapped shared; vhost-user, "Memory region description".
 
     `regions` holds (gpa, size, uva, mmap_offset, fd) for each, sizes and offsets in bytes; the fds
     may be closed afterwards. Raises ProtocolError for a file that isn't memory, is shorter than

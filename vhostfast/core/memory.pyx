@@ -114,7 +114,7 @@ cdef class GuestMemory:
         if self.table == NULL or self.maps == NULL:
             raise MemoryError
         for gpa, size, uva, offset, fd in regions:
-            one = map_file(fd, offset, size, "SET_MEM_TABLE")
+            one = map_file(fd, offset, size, "guest memory")
             self.maps[self.map_count] = one
             entry = &self.table.region[self.map_count]
             entry.gpa = gpa

@@ -25,7 +25,8 @@ class Flows:
 
 @final
 class Sender:
-    """Fills a transmit ring, fresh, from `buffers` at GPA `gpa`, `stride` bytes each.
+    """Fills a transmit ring, fresh, from `buffers` at GPA `gpa`, `stride` bytes each, the last
+    `gap` of them not to be touched.
 
     `layout` is a key of LAYOUTS, `sizes` the frames' bytes, taken in turn, `limit` how many packets
     to send. Raises ValueError for what doesn't fit.
@@ -38,6 +39,7 @@ class Sender:
         gpa: int,
         *,
         stride: int,
+        gap: int = 0,
         header_size: int,
         layout: str,
         destination: bytes,
@@ -65,6 +67,7 @@ class Receiver:
         flows: Flows,
         *,
         stride: int,
+        gap: int = 0,
         header_size: int,
         layout: str,
         mergeable: bool,

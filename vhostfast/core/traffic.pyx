@@ -59,6 +59,7 @@ cdef extern from "driver/traffic.h" nogil:
         uint8_t *base
         uint64_t gpa
         uint32_t stride
+        uint32_t gap
         uint32_t header_size
         uint32_t frame_offset
         uint32_t slot_count
@@ -200,6 +201,7 @@ cdef class Sender:
         uint64_t gpa,
         *,
         uint32_t stride,
+        uint32_t gap=0,
         uint32_t header_size,
         str layout,
         bytes destination,
@@ -215,7 +217,7 @@ cdef class Sender:
             raise ValueError("a MAC address has 6 bytes")
         if flow >= TRAFFIC_FLOWS_MAX:
             raise ValueError(f"flow is {flow}, must be under {TRAFFIC_FLOWS_MAX}")
-        _pool_init(&self._sender.pool, ring, buffers, gpa, stride, header_size, layout, 0)
+        _pool_init(&self._sender.pool, ring, buffers, gpa, stride, gap, header_size, layout, 0)
         cdef uint32_t room = pool_room(&self._sender.pool) - header_size
         for number, size in enumerate(sizes):
             if not FRAME_PROVEN_MIN <= size <= room:
@@ -250,6 +252,7 @@ cdef class Receiver:
         Flows flows not None,
         *,
         uint32_t stride,
+        uint32_t gap=0,
         uint32_t header_size,
         str layout,
         bint mergeable,
@@ -260,7 +263,8 @@ cdef class Receiver:
         if not verify_every or verify_every & (verify_every - 1):
             raise ValueError(f"verify_every is {verify_every}, must be a power of two")
         _pool_init(
-            &self._receiver.pool, ring, buffers, gpa, stride, header_size, layout, VRING_DESC_WRITE
+            &self._receiver.pool, ring, buffers, gpa, stride, gap, header_size, layout,
+            VRING_DESC_WRITE,
         )
         self._receiver.flows = flows._flow
         self._receiver.mergeable = mergeable
@@ -435,6 +439,7 @@ cdef int _pool_init(
     uint8_t[::1] buffers,
     uint64_t gpa,
     uint32_t stride,
+    uint32_t gap,
     uint32_t header_size,
     str layout,
     uint16_t desc_flags,
@@ -443,7 +448,8 @@ cdef int _pool_init(
     it.head_shift = layout == "chained"
     it.slot_count = ring._ring.size >> it.head_shift
     it.frame_offset = header_size if layout == "direct" else APART
-    if stride <= it.frame_offset or <uint64_t>stride * it.slot_count > <uint64_t>buffers.shape[0]:
+    cdef uint64_t whole = <uint64_t>stride * it.slot_count
+    if stride <= it.frame_offset + <uint64_t>gap or whole > <uint64_t>buffers.shape[0]:
         raise ValueError(f"{buffers.shape[0]} bytes for {it.slot_count} buffers of {stride}")
     if layout == "indirect" and ring._table_size < 2:
         raise ValueError("the ring has no indirect tables")
@@ -451,6 +457,7 @@ cdef int _pool_init(
     it.base = &buffers[0]
     it.gpa = gpa
     it.stride = stride
+    it.gap = gap
     it.header_size = header_size
     it.desc_flags = desc_flags
     it.tables = ring._tables

@@ -1,6 +1,6 @@
 """A front-end: it owns the socket and the vrings, and says what its sequence tells it to say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import socket as Socket
@@ -14,9 +14,13 @@ from vhostfast.errors import UsageError
 from vhostfast.protocol.features import ProtocolFeature, VirtioFeature
 from vhostfast.protocol.message import (
     EMPTY,
+    REGIONS_MAX,
     SPEC,
     U64,
+    OneRegion,
     Payload,
+    Region,
+    RegionKey,
     Request,
     VringAddr,
     VringBase,
@@ -44,6 +48,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.NET_MTU
     | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
 
@@ -56,8 +61,8 @@ class Frontend:
     `protocol_features` it takes what the back-end offers. `start` sets the rings going, `stop`
     stops them; ring 2k receives, 2k+1 transmits (pair k).
 
-    Raises EnvironmentLacks if nobody is there, UsageError for more queues than the back-end has;
-    any request can raise Disconnected, TimeoutError and ProtocolError.
+    Raises EnvironmentLacks if nobody is there, UsageError for more queues or regions of memory than
+    the back-end has room for; any request can raise Disconnected, TimeoutError and ProtocolError.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Frontend:
         self.rings: list[Vring] = []
         self._sequence = SEQUENCES[sequence]()
         self._timeout_s = timeout_s
+        self._told: Mapping[Region, int] = {}  # regions, where they are told one by one
         self._stack = ExitStack()
         self._stack.callback(lambda: self.wire.close())
         try:
@@ -123,6 +129,7 @@ class Frontend:
         self.wire.close()
         self.wire = wire.Wire(_reach(socket, server, self._timeout_s), self._timeout_s)
         self.features &= ~VirtioFeature.LOG_ALL
+        self._told = {}
         self._sequence.connect(self)
         for vring in self.rings:
             vring.base = int(vring.ring.used["idx"])
@@ -196,8 +203,17 @@ class Frontend:
             self.request(Request.SET_VRING_ENABLE, VringEnable(index, int(on)), ack=True)
 
     def tell_memory(self) -> None:
-        """SET_MEM_TABLE, as `memory` is now."""
-        self.request(Request.SET_MEM_TABLE, self.memory.table, self.memory.fds, ack=True)
+        """What `memory` is now: SET_MEM_TABLE, or, where CONFIGURE_MEM_SLOTS is agreed, what has
+        changed since it was told last: ADD_MEM_REG and REM_MEM_REG, a message a region."""
+        if ProtocolFeature.CONFIGURE_MEM_SLOTS not in self.protocol_features:
+            self.request(Request.SET_MEM_TABLE, self.memory.table, self.memory.fds, ack=True)
+            return
+        now = dict(zip(self.memory.regions, self.memory.fds, strict=True))
+        for region in self._told.keys() - now.keys():
+            self.request(Request.REM_MEM_REG, RegionKey.of(region), ack=True)
+        for region in (region for region in now if region not in self._told):
+            self.request(Request.ADD_MEM_REG, OneRegion(region), [now[region]], ack=True)
+        self._told = now
 
     def tell_file(self, request: Request, index: int, fd: int) -> None:
         """SET_VRING_KICK, CALL or ERR; -1 tells that there is none."""
@@ -240,6 +256,17 @@ class Frontend:
         limit = self.ask(Request.GET_QUEUE_NUM) if several else 1
         if self.queue_pairs > limit:
             raise UsageError(f"queue_pairs={self.queue_pairs}: the back-end has {limit}")
+
+    def require_slots(self) -> None:
+        """Raises UsageError unless the back-end takes as many regions as the memory has."""
+        several = ProtocolFeature.CONFIGURE_MEM_SLOTS in self.protocol_features
+        limit = self.ask(Request.GET_MAX_MEM_SLOTS) if several else REGIONS_MAX
+        if len(self.memory.regions) > limit:
+            why = "" if several else ", for it does not offer CONFIGURE_MEM_SLOTS"
+            raise UsageError(
+                f"memory of {len(self.memory.regions)} regions: the back-end takes {limit}{why}:"
+                " give as many, or fewer"
+            )
 
     def make_rings(self) -> None:
         """The vrings, as the features agreed on want them; those that are there stay."""

@@ -32,17 +32,23 @@ class Sequence(Protocol):
 
 
 class QemuSequence:
-    """QEMU: owner after protocol features, rings enabled before anything else is known of them."""
+    """QEMU: owner after protocol features, rings enabled before anything else is known of them.
+
+    Regions are added one by one, whatever their number, once: 7.2 repeats them for each queue pair,
+    as if each were a device, which later versions don't and not every back-end takes.
+    """
 
     def connect(self, frontend: "Frontend") -> None:
         frontend.take_features()
         frontend.take_protocol_features()
         frontend.require_queues()
+        frontend.require_slots()
         frontend.request(Request.SET_OWNER)
         frontend.make_rings()
         for pair in range(frontend.queue_pairs):
             if pair:
                 frontend.take_protocol_features()
+                frontend.require_slots()
             frontend.fence()
             for vring in frontend.rings[2 * pair : 2 * pair + 2]:
                 frontend.tell_file(Request.SET_VRING_CALL, vring.index, vring.call_fd)
@@ -87,6 +93,7 @@ class VirtioUserSequence:
         frontend.protocol_features &= _KNOWN_TO_VIRTIO_USER
         frontend.take_protocol_features()
         frontend.require_queues()
+        frontend.require_slots()
         frontend.make_rings()
 
     def start(self, frontend: "Frontend") -> None:

@@ -34,9 +34,9 @@ class Load:
     "lean" moves the indices alone, and needs a back-end that gives back in order.
     `sizes`: bytes of the frames, 40 and up, at most 16 of them, in turn. `layout`: header and frame
     in one descriptor ("direct"), in one each ("chained"), or so in an indirect table. `stride`:
-    bytes of a buffer, and from each to the next; a receive buffer smaller than a packet is used
-    where MRG_RXBUF is agreed. Of every `verify_every`-th packet (a power of two) each byte is
-    checked; 1 checks all, but lean at most one a ring. Raises UsageError.
+    bytes of a buffer, and, with `gap` more, from each to the next; a receive buffer smaller than a
+    packet is used where MRG_RXBUF is agreed. Of every `verify_every`-th packet (a power of two)
+    each byte is checked; 1 checks all, but lean at most one a ring. Raises UsageError.
     """
 
     kind: str = "full"
@@ -44,6 +44,7 @@ class Load:
     layout: str = "direct"
     stride: int = STRIDE
     verify_every: int = 1
+    gap: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("layout", LAYOUTS)):
@@ -176,10 +177,12 @@ class Traffic:
         sender = receiver = None
         try:
             if station.receives:
+                stride = load.stride + load.gap
                 receiver = Receiver(
-                    *self._buffers(frontend.receive_ring(number), load.stride),
+                    *self._buffers(frontend.receive_ring(number), stride),
                     flows,
-                    stride=load.stride,
+                    stride=stride,
+                    gap=load.gap,
                     header_size=frontend.header_size,
                     layout=load.layout,
                     mergeable=mergeable,
@@ -187,10 +190,11 @@ class Traffic:
                     frame_size=load.frame_size,
                 )
             if station.sends:
-                stride = max(load.stride, _stride(max(load.sizes)))
+                stride = max(load.stride, _stride(max(load.sizes))) + load.gap
                 sender = Sender(
                     *self._buffers(frontend.transmit_ring(number), stride),
                     stride=stride,
+                    gap=load.gap,
                     header_size=frontend.header_size,
                     layout=load.layout,
                     destination=station.peer,

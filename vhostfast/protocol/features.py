@@ -13,6 +13,7 @@ from typing import Self
 from vhostfast.errors import UsageError
 
 QUEUE_PAIRS_MAX = 128  # a ring index in SET_VRING_KICK has 8 bits
+MEMORY_SLOTS_MAX = 509  # csrc/spec.h's REGION_COUNT_MAX
 MEMORY_MAX = 1 << 45  # bytes: a quarter of our address space, for old maps go when new ones are
 
 
@@ -127,14 +128,15 @@ class Offer:
     """What a port offers to every front-end: constant for the port's life.
 
     A front-end that comes back refuses a back-end that offers less than its guest has accepted.
-    `memory_max` is how many bytes of guest memory a front-end may tell of in all. Raises UsageError
-    unless 1 <= `queue_pairs` <= 128.
+    `memory_max` is how many bytes of guest memory a front-end may tell of in all, `memory_slots` in
+    how many regions one by one. Raises UsageError unless 1 <= `queue_pairs` <= 128.
     """
 
     features: VirtioFeature
     protocol_features: ProtocolFeature
     queue_pairs: int = QUEUE_PAIRS_MAX
     memory_max: int = MEMORY_MAX
+    memory_slots: int = MEMORY_SLOTS_MAX
 
     def __post_init__(self) -> None:
         if not 1 <= self.queue_pairs <= QUEUE_PAIRS_MAX:
@@ -147,6 +149,7 @@ class Offer:
         *,
         offloads: bool = True,
         memory_max: int = MEMORY_MAX,
+        memory_slots: int = MEMORY_SLOTS_MAX,
     ) -> Self:
         """A network device of `queue_pairs` pairs. Offered is only what is whole."""
         virtio, protocol = VirtioFeature, ProtocolFeature
@@ -171,7 +174,9 @@ class Offer:
             | protocol.REPLY_ACK
             | protocol.NET_MTU
             | protocol.RESET_DEVICE
+            | protocol.CONFIGURE_MEM_SLOTS
             | protocol.STATUS,
             queue_pairs,
             memory_max,
+            memory_slots,
         )

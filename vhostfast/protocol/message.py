@@ -12,7 +12,7 @@ any other exception is a bug. The front-end's side uses `encode` and `decode_rep
 To add a request: a row in SPEC, a payload class if none fits, an entry in session.py's tables.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
@@ -28,7 +28,7 @@ HEADER = Struct("=III")
 HEADER_SIZE = HEADER.size
 PAYLOAD_MAX = 4096  # the largest defined today has 268 bytes; unknown requests may have more
 FDS_MAX = 8  # a message, vhost-user "Communication"
-REGIONS_MAX = 8
+REGIONS_MAX = 8  # of one message: it brings a fd for each
 VRING_SIZE_MAX = 32768
 LOG_PAGE = 4096  # guest memory for each bit of the migration log, whatever the host's page
 LOG_BYTE_SPAN = 8 * LOG_PAGE
@@ -68,6 +68,9 @@ class Request(IntEnum):
     SEND_RARP = 19
     NET_SET_MTU = 20
     RESET_DEVICE = 34
+    GET_MAX_MEM_SLOTS = 36
+    ADD_MEM_REG = 37
+    REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
 
@@ -293,9 +296,7 @@ class MemoryTable(Payload):
             len(self.regions),
             f"1 to {REGIONS_MAX} (is the guest's memory shared?)",
         )
-        for low, high in pairwise(sorted(self.regions, key=lambda region: region.gpa)):
-            end = low.gpa + low.size
-            require(end <= high.gpa, "region's gpa", hex(high.gpa), f"{end:#x} or more: no overlap")
+        require_disjoint(self.regions)
 
     @classmethod
     def sizes(cls) -> tuple[int, int]:
@@ -317,6 +318,39 @@ class MemoryTable(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class OneRegion(Payload):
+    """A region by itself, with its fd. As in a table, eight bytes of padding are ignored: nothing
+    says what front-ends leave there."""
+
+    region: Region
+
+    LAYOUT = Struct("=8x4Q")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(Region(*cls.LAYOUT.unpack(data)))
+
+    def pack(self) -> bytes:
+        return bytes(8) + self.region.pack()
+
+
+@dataclass(frozen=True, slots=True)
+class RegionKey(Payload):
+    """What tells one region from the others. Where it lies in its file is ignored, for QEMU says 0;
+    and whatever was not added has gone already, so no number here is wrong."""
+
+    gpa: int
+    size: int
+    uva: int
+
+    LAYOUT = Struct("=8x3Q8x")
+
+    @classmethod
+    def of(cls, region: Region) -> Self:
+        return cls(region.gpa, region.size, region.uva)
+
+
+@dataclass(frozen=True, slots=True)
 class LogBase(Payload):
     """Where in its file the migration log lies: not empty, at a multiple of 4096."""
 
@@ -333,6 +367,13 @@ class LogBase(Payload):
         _require_span("log's offset", self.mmap_offset, self.mmap_size, 63)
         small = self.mmap_size <= LOG_SIZE_MAX
         require(small, "log's size", hex(self.mmap_size), f"at most {LOG_SIZE_MAX:#x}")
+
+
+def require_disjoint(regions: Iterable[Region]) -> None:
+    """No two at one GPA. Two may have one UVA: guests do alias memory."""
+    for low, high in pairwise(sorted(regions, key=lambda region: region.gpa)):
+        end = low.gpa + low.size
+        require(end <= high.gpa, "region's gpa", hex(high.gpa), f"{end:#x} or more: no overlap")
 
 
 def _require_span(field: str, start: int, size: int, bits: int) -> None:
@@ -359,6 +400,7 @@ class Spec:
 
 
 _WITH_PROTOCOL = VirtioFeature.PROTOCOL_FEATURES
+_SLOTS = ProtocolFeature.CONFIGURE_MEM_SLOTS
 
 SPEC: Mapping[Request, Spec] = MappingProxyType(
     {
@@ -383,6 +425,9 @@ SPEC: Mapping[Request, Spec] = MappingProxyType(
         Request.SEND_RARP: Spec(Mac, needs=ProtocolFeature.RARP),
         Request.NET_SET_MTU: Spec(Mtu, needs=ProtocolFeature.NET_MTU),
         Request.RESET_DEVICE: Spec(needs=ProtocolFeature.RESET_DEVICE),
+        Request.GET_MAX_MEM_SLOTS: Spec(needs=_SLOTS, reply=U64),
+        Request.ADD_MEM_REG: Spec(OneRegion, (1, 1), _SLOTS),
+        Request.REM_MEM_REG: Spec(RegionKey, (0, 1), _SLOTS),
         Request.SET_STATUS: Spec(U64, needs=ProtocolFeature.STATUS),
         Request.GET_STATUS: Spec(needs=ProtocolFeature.STATUS, reply=U64),
     }
@@ -420,9 +465,11 @@ class Message:
     need_reply: bool
 
     @property
-    def vring(self) -> int | None:
-        """The index of the vring that it is about, if it is about one and nothing else."""
-        return self.payload.index if isinstance(self.payload, OfVring) else None
+    def vrings(self) -> tuple[int, ...] | None:
+        """The vrings of whose records it can change anything: one, or of memory none; None: any."""
+        if isinstance(self.payload, OfVring):
+            return (self.payload.index,)
+        return () if isinstance(self.payload, MemoryTable | OneRegion | RegionKey) else None
 
 
 def parse_header(data: bytes) -> Header:

@@ -16,8 +16,10 @@ An fd here is a number that the session owns: in a field, or, when no longer nee
 `discarded` for its owner to close once the world has let go of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -34,8 +36,10 @@ from vhostfast.protocol.message import (
     Mac,
     MemoryTable,
     Message,
+    OneRegion,
     Payload,
     Region,
+    RegionKey,
     Request,
     VringAddr,
     VringFile,
@@ -44,6 +48,7 @@ from vhostfast.protocol.message import (
     encode,
     parse_header,
     require,
+    require_disjoint,
 )
 
 NO_FEATURES = VirtioFeature(0)
@@ -114,6 +119,10 @@ class Session:
     mtu: int | None = None
     rarps: list[bytes] = field(default_factory=list)  # MACs to announce; the back-end takes them
     discarded: list[int] = field(default_factory=list)  # fds to close; likewise
+    # Of these regions: their UVAs, ascending, and how far those up to each reach.
+    _reach: tuple[object, list[int], list[int]] = field(
+        default=((), [], []), compare=False, repr=False
+    )
 
     # --- Questions --------------------------------------------------------------------------------
 
@@ -128,11 +137,19 @@ class Session:
             and vring.started
             and vring.enabled
             and (self.log is not None or VirtioFeature.LOG_ALL not in self.features)
-            and all(
-                any(region.holds(uva, size) for region, _ in self.regions)
-                for uva, size in vring.areas()
-            )
+            and all(self._holds(uva, size) for uva, size in vring.areas())
         )
+
+    def _holds(self, uva: int, size: int) -> bool:
+        """Whether one region holds all of it, by bisection: of 256 rings and 509 regions each with
+        each would take longer than other ports can wait."""
+        if self._reach[0] is not self.regions:
+            spans = sorted((region.uva, region.uva + region.size) for region, _ in self.regions)
+            ends = list(accumulate((end for _, end in spans), max))
+            self._reach = self.regions, [start for start, _ in spans], ends
+        _, starts, ends = self._reach
+        count = bisect_right(starts, uva)
+        return count > 0 and uva + size <= ends[count - 1]
 
     def fds(self) -> list[int]:
         """Every fd that the session owns, to be closed when the connection has ended."""
@@ -207,10 +224,7 @@ class Session:
         self._drop_log()
 
     def _set_mem_table(self, payload: MemoryTable, fds: tuple[int, ...]) -> None:
-        self._require_logged(self.log, payload.regions, ())
-        size, most = sum(region.size for region in payload.regions), self.offer.memory_max
-        limit = f"at most {most:#x}: its port's share of our address space"
-        require(size <= most, "bytes of guest memory", hex(size), limit)
+        self._require_room(payload.regions)
         self.discarded += [fd for _, fd in self.regions]
         self.regions = tuple(zip(payload.regions, fds, strict=True))
 
@@ -292,6 +306,24 @@ class Session:
             self.vrings[index] = Vring(index, err=vring.err)
         self._drop_log()
 
+    def _add_mem_reg(self, payload: OneRegion, fds: tuple[int, ...]) -> None:
+        """QEMU 7.2 says it again for each queue pair: that changes nothing. Whether it is the same
+        file too, whoever has the fds has seen."""
+        known = tuple(region for region, _ in self.regions)
+        if payload.region in known:
+            self._discard(*fds)
+            return
+        told, slots = (*known, payload.region), self.offer.memory_slots
+        require(len(told) <= slots, "number of regions", len(told), f"at most {slots}")
+        require_disjoint(told)
+        self._require_room(told)
+        self.regions += ((payload.region, fds[0]),)
+
+    def _rem_mem_reg(self, payload: RegionKey, fds: tuple[int, ...]) -> None:
+        self._discard(*fds)  # not needed, but the specification lets one come
+        self._discard(*(fd for region, fd in self.regions if RegionKey.of(region) == payload))
+        self.regions = tuple(one for one in self.regions if RegionKey.of(one[0]) != payload)
+
     def _set_status(self, payload: U64, _: tuple[int, ...]) -> None:
         # Only recorded: QEMU 7.2 sends 0 before it stops the last rings.
         self.status = payload.value & 0xFF
@@ -308,6 +340,13 @@ class Session:
         if self.log is not None:
             self._discard(self.log.fd)
             self.log = None
+
+    def _require_room(self, regions: Sequence[Region]) -> None:
+        """In the log, and in our address space."""
+        self._require_logged(self.log, regions, ())
+        size, most = sum(region.size for region in regions), self.offer.memory_max
+        limit = f"at most {most:#x}: its port's share of our address space"
+        require(size <= most, "bytes of guest memory", hex(size), limit)
 
     def _require_logged(
         self, log: Log | None, regions: Iterable[Region], vrings: Iterable[Vring]
@@ -342,6 +381,8 @@ EFFECTS: Mapping[Request, Callable[[Session, Any, tuple[int, ...]], None]] = Map
         Request.SEND_RARP: Session._send_rarp,
         Request.NET_SET_MTU: Session._net_set_mtu,
         Request.RESET_DEVICE: Session._reset_device,
+        Request.ADD_MEM_REG: Session._add_mem_reg,
+        Request.REM_MEM_REG: Session._rem_mem_reg,
         Request.SET_STATUS: Session._set_status,
     }
 )
@@ -355,6 +396,7 @@ REPLIES: Mapping[Request, Callable[[Session, Any], Payload]] = MappingProxyType(
         ),
         Request.GET_PROTOCOL_FEATURES: lambda session, _: U64(session.offer.protocol_features),
         Request.GET_QUEUE_NUM: lambda session, _: U64(session.offer.queue_pairs),
+        Request.GET_MAX_MEM_SLOTS: lambda session, _: U64(session.offer.memory_slots),
         Request.GET_STATUS: lambda session, _: U64(session.status),
     }
 )

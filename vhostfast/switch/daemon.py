@@ -25,7 +25,7 @@ from vhostfast.device.endpoint import Connector, Listener, Refused, Serve
 from vhostfast.errors import EnvironmentLacks
 from vhostfast.switch.config import Config, PortSpec
 from vhostfast.switch.journal import PERIOD_S, Moderation
-from vhostfast.switch.share import fit_fds, memory_max
+from vhostfast.switch.share import fit_fds, memory_max, memory_slots
 
 log = logging.getLogger("vhostfast")
 
@@ -83,10 +83,10 @@ class Switch:
         """For each port in order, what serves a connected socket."""
         from vhostfast.backend.connection import Connection
         from vhostfast.backend.worker import FabricPort
-        from vhostfast.protocol.features import Offer
+        from vhostfast.protocol.features import MEMORY_SLOTS_MAX, Offer
 
         witness = self._config.witness
-        memory = memory_max(len(self._ports))
+        slots = min(memory_slots(self._config), MEMORY_SLOTS_MAX)
 
         def serving(port: FabricPort, offer: Offer) -> Serve:
             return lambda sock: Connection(sock, port, offer, witness=witness).serve()
@@ -94,7 +94,12 @@ class Switch:
         return [
             serving(
                 FabricPort(port, self._workers),
-                Offer.net(spec.queue_pairs, offloads=spec.offloads, memory_max=memory),
+                Offer.net(
+                    spec.queue_pairs,
+                    offloads=spec.offloads,
+                    memory_max=memory_max(len(self._ports)),
+                    memory_slots=slots,
+                ),
             )
             for port, spec in zip(self._ports, self._config.ports, strict=True)
         ]
