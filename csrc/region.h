@@ -67,16 +67,22 @@ static __attribute__((noinline)) const struct region *region_search(
 }
 
 /* The host address of the byte at `gpa` and, in `reach`, how many bytes follow it in its region (at
- * least one); NULL where there is no memory. `last` remembers the region of the last hit. */
+ * least one); NULL where there is no memory. `last` remembers the region of the last hit; behind it
+ * most places are of one region, which is tried before the search. */
 ALWAYS_INLINE uint8_t *region_at(const struct region_table *table, uint32_t *last, uint64_t gpa,
                                  uint64_t *reach)
 {
     const struct region *region = &table->region[*last];
     if (unlikely(gpa - region->gpa >= region->size)) {
-        region = region_search(table, gpa);
-        if (region == NULL)
-            return NULL;
-        *last = (uint32_t)(region - table->region);
+        uint32_t first = table->first[gpa >> table->shift & (REGION_PLACES - 1)];
+        region = &table->region[first];
+        if (unlikely(gpa - region->gpa >= region->size)) {
+            region = region_search(table, gpa);
+            if (region == NULL)
+                return NULL;
+            first = (uint32_t)(region - table->region);
+        }
+        *last = first;
     }
     uint64_t offset = gpa - region->gpa;
     *reach = region->size - offset;
