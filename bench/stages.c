@@ -24,7 +24,8 @@ static const char *const NAMES[STAGES] = {
 };
 static double cycles[STAGES][ROUNDS];
 static burst_function forward;
-static struct direct sent[OFFER], room[OFFER];
+enum { GROUPS = OFFER / GROUP_SIZE };
+static struct direct sent[GROUPS], room[GROUPS];
 static struct addresses addresses[OFFER];
 
 static int by_size(const void *one, const void *other)
@@ -38,22 +39,33 @@ static uint32_t look(struct ring *ring, struct direct *direct, enum direction di
     uint16_t at = ring->last_avail;
     uint32_t seen = 0;
     bool odd = false;
-    for (; seen < OFFER; seen += GROUP_SIZE, ring->last_avail += GROUP_SIZE)
+    for (; seen < GROUPS; seen++, ring->last_avail += GROUP_SIZE)
         if (direction == DEVICE_READS)
             peek_direct(ring, &direct[seen], GROUP_SIZE, DEVICE_READS, false, &odd);
         else
             peek_direct(ring, &direct[seen], GROUP_SIZE, DEVICE_WRITES, false, &odd);
     ring->last_avail = at;
-    return odd ? 0 : seen;
+    return odd ? 0 : seen * GROUP_SIZE;
+}
+
+static uint8_t *header(const struct direct *groups, uint32_t at)
+{
+    return groups[at / GROUP_SIZE].header[at % GROUP_SIZE];
+}
+
+static uint32_t head(const struct direct *groups, uint32_t at)
+{
+    return groups[at / GROUP_SIZE].head[at % GROUP_SIZE];
 }
 
 static void find(struct ring *from)
 {
-    for (uint32_t i = 0; i < OFFER; i += GROUP_SIZE) {
+    for (uint32_t i = 0; i < GROUPS; i++) {
+        struct addresses *of_group = &addresses[i * GROUP_SIZE];
         uint32_t count = GROUP_SIZE;
-        direct_addresses(&fabric.fdb, &sent[i], from->header_size, &addresses[i], count, false);
-        direct_target(&fabric, &guests[0].port, &addresses[i], &count);
-        direct_learn(&fabric.fdb, &guests[0].port, &addresses[i], count);
+        direct_addresses(&fabric.fdb, &sent[i], from->header_size, of_group, count, false);
+        direct_target(&fabric, &guests[0].port, of_group, &count);
+        direct_learn(&fabric.fdb, &guests[0].port, of_group, count);
     }
 }
 
@@ -61,8 +73,8 @@ static void push(struct ring *from, struct ring *to, uint32_t size)
 {
     uint16_t at[2] = {from->used_next, to->used_next};
     for (uint32_t i = 0; i < OFFER; i++) {
-        split_push(to, room[i].head, size);
-        split_push(from, sent[i].head, 0);
+        split_push(to, head(room, i), size);
+        split_push(from, head(sent, i), 0);
     }
     from->used_next = at[0];
     to->used_next = at[1];
@@ -83,21 +95,21 @@ static void do_stage(enum stage stage, struct ring *from, struct ring *to, uint3
         break;
     case HEADERS:
         for (uint32_t i = 0; i < OFFER; i++)
-            if ((*(const volatile u64_any *)sent[i].header & NET_HEADER_OFFLOADS) == 0)
-                store_net_header(room[i].header, header_size, 0, 0);
+            if ((*(const volatile u64_any *)header(sent, i) & NET_HEADER_OFFLOADS) == 0)
+                store_net_header(header(room, i), header_size, 0, 0);
         break;
     case COPY:
         for (uint32_t i = 0; i < OFFER; i++)
-            copy_bytes(room[i].header + header_size, sent[i].header + header_size, size, 16);
+            copy_bytes(header(room, i) + header_size, header(sent, i) + header_size, size, 16);
         break;
     case PUSH:
         push(from, to, header_size + size);
         break;
     case MARK:
         to->marker.log = &guests[1].log;
-        for (uint32_t i = 0; i < OFFER; i += GROUP_SIZE)
-            direct_mark_group(to, &room[i], &sent[i], header_size, GROUP_SIZE, false);
-        log_flush(&to->marker);
+        for (uint32_t i = 0; i < GROUPS; i++)
+            direct_mark_group(to, &room[i], sent[i].size, header_size, GROUP_SIZE, false);
+        log_flush(&to->marker, false);
         to->marker.log = NULL;
         break;
     case WHOLE:

@@ -123,7 +123,7 @@ uint64_t timed_publish(uint32_t count)
     uint16_t before = ring->used->idx;
     for (uint32_t i = 0; i < count; i++) {
         split_push(ring, i % RING_SIZE, 0);
-        split_publish(ring);
+        split_publish(ring, false);
     }
     return (uint16_t)(ring->used->idx - before);
 }
@@ -275,9 +275,9 @@ uint64_t timed_mark(uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         log_mark(&marking.marker, marking.gpa[i % PLACE_COUNT], 64);
         if (i % TURN == TURN - 1)
-            log_flush(&marking.marker);
+            log_flush(&marking.marker, false);
     }
-    log_flush(&marking.marker);
+    log_flush(&marking.marker, false);
     return count;
 }
 

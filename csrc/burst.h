@@ -68,9 +68,9 @@ static inline void ring_tell(struct ring *ring)
         ring_call(ring);
 }
 
-static inline void ring_complete(struct ring *ring)
+static inline void ring_complete(struct ring *ring, bool fenced)
 {
-    split_publish(ring);
+    split_publish(ring, fenced);
     ring_tell(ring);
 }
 
@@ -92,9 +92,8 @@ ALWAYS_INLINE void ring_unlock(struct burst *burst, struct ring *ring)
 
 static inline void ring_release_shared(struct burst *burst, struct ring *ring)
 {
-    if (burst->sending != NULL)
-        split_publish(burst->sending);
-    ring_complete(ring);
+    bool fenced = burst->sending != NULL && split_publish(burst->sending, false);
+    ring_complete(ring, fenced);
     ring_unlock(burst, ring);
 }
 
@@ -118,18 +117,17 @@ ALWAYS_INLINE void ring_release(struct burst *burst, struct ring *ring)
     ring_touch(burst, ring);
 }
 
-/* What has been sent, then who has got it. */
+/* What has been sent, then who has got it. The first one's fence does for the marks of all. */
 static inline void publish_touched(struct burst *burst)
 {
     struct ring *sending = burst->sending;
-    if (sending != NULL)
-        split_publish(sending);
+    bool fenced = sending != NULL && split_publish(sending, false);
     while (burst->touched != NULL) {
         struct ring *ring = burst->touched;
         ring_lock(burst, ring); /* one that is shared is here only where a burst broke off */
         burst->touched = ring->next_touched;
         ring->touched = false;
-        ring_complete(ring);
+        ring_complete(ring, fenced);
         ring_unlock(burst, ring);
     }
     if (sending != NULL)

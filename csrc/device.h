@@ -51,7 +51,7 @@ static inline bool ring_ask(struct ring *ring, bool wanted)
     return !ring_guarded(ring, ask_body, &asking) || asking.more;
 }
 
-static void complete_body(void *ring) { ring_complete(ring); }
+static void complete_body(void *ring) { ring_complete(ring, false); }
 
 static inline bool ring_finish(struct ring *ring)
 {

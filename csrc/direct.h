@@ -10,21 +10,27 @@
 #include "burst.h"
 #include "nethdr.h"
 
-/* A chain of a common shape, checked: the frame lies in the header's descriptor, right behind it;
- * or, `paired`, in any place of its own. */
+/* A group's chains, of a common shape and checked: the frame lies in the header's descriptor, right
+ * behind it; or, `paired`, in any place of its own. */
 struct direct {
-    uint8_t *header;
-    uint64_t gpa;
-    uint32_t size; /* with the header */
-    uint32_t head;
-    uint8_t *frame; /* paired only */
-    uint64_t frame_gpa;
+    uint8_t *header[GROUP_SIZE];
+    uint64_t gpa[GROUP_SIZE];
+    uint32_t size[GROUP_SIZE]; /* with the header */
+    uint32_t head[GROUP_SIZE];
+    uint8_t *frame[GROUP_SIZE]; /* paired only */
+    uint64_t frame_gpa[GROUP_SIZE];
 };
 
-ALWAYS_INLINE uint8_t *direct_frame(const struct direct *direct, uint32_t header_size,
+ALWAYS_INLINE uint8_t *direct_frame(const struct direct *direct, uint32_t at, uint32_t header_size,
                                     const bool paired)
 {
-    return paired ? direct->frame : direct->header + header_size;
+    return paired ? direct->frame[at] : direct->header[at] + header_size;
+}
+
+ALWAYS_INLINE uint64_t direct_frame_gpa(const struct direct *direct, uint32_t at,
+                                        uint32_t header_size, const bool paired)
+{
+    return paired ? direct->frame_gpa[at] : direct->gpa[at] + header_size;
 }
 
 /* Two calls, for the compiler wants the kind of access as a literal. */
@@ -45,7 +51,7 @@ ALWAYS_INLINE void prefetch_used(struct ring *ring, uint32_t count)
 
 /* Header and frame in a descriptor each, of the ring or of a table of their own. */
 ALWAYS_INLINE bool peek_pair(struct ring *ring, struct vring_desc desc, struct direct *direct,
-                             const enum direction direction)
+                             uint32_t at, const enum direction direction)
 {
     const struct vring_desc *table = ring->desc;
     uint32_t count = ring->size;
@@ -58,25 +64,27 @@ ALWAYS_INLINE bool peek_pair(struct ring *ring, struct vring_desc desc, struct d
         desc = load_once_desc(table);
         count = 2;
     }
-    direct->header = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
-    direct->gpa = desc.addr;
+    uint8_t *header = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+    direct->header[at] = header;
+    direct->gpa[at] = desc.addr;
     if (desc.flags != (direction | VRING_DESC_NEXT) || desc.len != ring->header_size ||
-        direct->header == NULL || desc.len > reach || desc.next >= count)
+        header == NULL || desc.len > reach || desc.next >= count)
         return false;
     desc = load_once_desc(&table[desc.next]);
-    direct->frame = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
-    direct->frame_gpa = desc.addr;
-    direct->size = ring->header_size + desc.len; /* one that wraps is too small, and left */
-    if (desc.flags != direction || direct->frame == NULL || desc.len > reach)
+    uint8_t *frame = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
+    direct->frame[at] = frame;
+    direct->frame_gpa[at] = desc.addr;
+    direct->size[at] = ring->header_size + desc.len; /* one that wraps is too small, and left */
+    if (desc.flags != direction || frame == NULL || desc.len > reach)
         return false;
-    prefetch(direct->header, direction);
-    prefetch(direct->frame, direction);
-    prefetch(direct->frame + CACHE_LINE, direction);
+    prefetch(header, direction);
+    prefetch(frame, direction);
+    prefetch(frame + CACHE_LINE, direction);
     return true;
 }
 
 ALWAYS_INLINE bool peek_single(struct ring *ring, struct vring_desc desc, struct direct *direct,
-                               const enum direction direction, const bool paired)
+                               uint32_t at, const enum direction direction, const bool paired)
 {
     uint64_t reach;
     uint8_t *host = region_at(ring->regions, &ring->last_region, desc.addr, &reach);
@@ -84,12 +92,12 @@ ALWAYS_INLINE bool peek_single(struct ring *ring, struct vring_desc desc, struct
         return false;
     prefetch(host, direction);
     prefetch(host + CACHE_LINE, direction);
-    direct->header = host;
-    direct->gpa = desc.addr;
-    direct->size = desc.len;
+    direct->header[at] = host;
+    direct->gpa[at] = desc.addr;
+    direct->size[at] = desc.len;
     if (paired) {
-        direct->frame = host + ring->header_size;
-        direct->frame_gpa = desc.addr + ring->header_size;
+        direct->frame[at] = host + ring->header_size;
+        direct->frame_gpa[at] = desc.addr + ring->header_size;
     }
     return true;
 }
@@ -108,42 +116,40 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
         if (unlikely(head >= ring->size))
             return i;
         struct vring_desc desc = load_once_desc(&ring->desc[head]);
-        if (!peek_single(ring, desc, &direct[i], direction, paired) &&
-            !(paired && peek_pair(ring, desc, &direct[i], direction))) {
+        if (!peek_single(ring, desc, direct, i, direction, paired) &&
+            !(paired && peek_pair(ring, desc, direct, i, direction))) {
             *odd = i == 0;
             return i;
         }
-        direct[i].head = head;
+        direct->head[i] = head;
     }
     return limit;
 }
 
-/* What was stored into these buffers: a header and a frame of the size of the one sent. Where they
+/* What was stored into these buffers: a header, and a frame of the size of the one sent. Where they
  * follow each other, as most do, they are marked as what they are, one run. */
 static __attribute__((noinline)) void direct_mark_group(struct ring *ring,
                                                         const struct direct *room,
-                                                        const struct direct *sent, uint32_t skip,
+                                                        const uint32_t *sent_size, uint32_t skip,
                                                         uint32_t count, bool paired)
 {
-    const uint32_t header_size = ring->header_size;
-    uint64_t gaps = 0, end = room[0].gpa;
-    for (uint32_t i = 0; i < count; i++) {
-        gaps |= room[i].gpa - end;
-        end = room[i].gpa + header_size;
-        if (paired) {
-            gaps |= room[i].frame_gpa - end;
-            end = room[i].frame_gpa;
-        }
-        end += sent[i].size - skip;
-    }
+    const uint32_t header_size = ring->header_size, last = count - 1;
+    uint64_t gaps = 0;
+    for (uint32_t i = 0; i < last; i++)
+        gaps |= room->gpa[i + 1] -
+                (direct_frame_gpa(room, i, header_size, paired) + (sent_size[i] - skip));
+    for (uint32_t i = 0; paired && i < count; i++)
+        gaps |= room->frame_gpa[i] - (room->gpa[i] + header_size);
+    const uint64_t end =
+        direct_frame_gpa(room, last, header_size, paired) + (sent_size[last] - skip);
     if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT)) {
-        log_mark(&ring->marker, room[0].gpa, end - room[0].gpa); /* step: gather */
+        log_mark(&ring->marker, room->gpa[0], end - room->gpa[0]); /* step: gather */
         return;
     }
     for (uint32_t i = 0; i < count; i++) {
-        const uint64_t frame_gpa = paired ? room[i].frame_gpa : room[i].gpa + header_size;
-        log_mark(&ring->marker, room[i].gpa, header_size); /* step: gather */
-        log_mark(&ring->marker, frame_gpa, sent[i].size - skip); /* step: gather */
+        const uint64_t frame_gpa = direct_frame_gpa(room, i, header_size, paired);
+        log_mark(&ring->marker, room->gpa[i], header_size); /* step: gather */
+        log_mark(&ring->marker, frame_gpa, sent_size[i] - skip); /* step: gather */
     }
 }
 
@@ -170,42 +176,42 @@ ALWAYS_INLINE void store_net_header(uint8_t *to, uint32_t header_size, uint64_t 
         *(volatile u16_any *)(to + 8) = csum_offset;
 }
 
-/* The copies of a group. What is taken is noted at its end only, of both rings: a group that breaks
- * off was not there. Returns how many went; the next one isn't of the common shape, or there is
- * no next one. */
+/* The copies of a group, of its frames from `first` on. What is taken is noted at its end only, of
+ * both rings: a group that breaks off was not there. Returns how many went; the next one isn't of
+ * the common shape, or there is no next one. */
 ALWAYS_INLINE uint32_t copy_direct(struct ring *from, struct ring *to, const struct direct *sent,
-                                   const struct addresses *addresses, uint32_t sent_count,
-                                   uint64_t *bytes, const uint32_t width, const bool paired,
-                                   bool *odd)
+                                   uint32_t first, const struct addresses *addresses,
+                                   uint32_t sent_count, uint64_t *bytes, const uint32_t width,
+                                   const bool paired, bool *odd)
 {
-    struct direct room[GROUP_SIZE];
+    struct direct room;
     const uint32_t skip = from->header_size, header_size = to->header_size;
-    uint32_t limit = peek_direct(to, room, sent_count, DEVICE_WRITES, paired, odd), i;
+    uint32_t limit = peek_direct(to, &room, sent_count, DEVICE_WRITES, paired, odd), i;
     for (i = 0; i < limit; i++) {
-        uint32_t size = sent[i].size - skip;
-        if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
-                     room[i].size < header_size + size))
+        const uint32_t at = first + i, size = sent->size[at] - skip;
+        if (unlikely(sent->size[at] < skip + FRAME_SIZE_MIN || size > to->frame_size_max ||
+                     room.size[i] < header_size + size))
             break;
-        uint64_t said = *(const volatile u64_any *)sent[i].header;
+        uint64_t said = *(const volatile u64_any *)sent->header[at];
         if (likely((said & NET_HEADER_OFFLOADS) == 0)) {
-            store_net_header(room[i].header, header_size, 0, 0);
+            store_net_header(room.header[i], header_size, 0, 0);
         } else {
-            uint16_t csum_offset = *(const volatile u16_any *)(sent[i].header + 8);
+            uint16_t csum_offset = *(const volatile u16_any *)(sent->header[at] + 8);
             if (!nethdr_partial(&said, csum_offset, size, from->offloads & to->offloads))
                 break;
-            store_net_header(room[i].header, header_size, said, csum_offset);
+            store_net_header(room.header[i], header_size, said, csum_offset);
         }
-        uint8_t *frame = direct_frame(&room[i], header_size, paired);
+        uint8_t *frame = direct_frame(&room, i, header_size, paired);
         /* step: bytes */
-        copy_bytes(frame, direct_frame(&sent[i], skip, paired), size, width);
+        copy_bytes(frame, direct_frame(sent, at, skip, paired), size, width);
         if (addresses != NULL)
-            store_addresses(frame, &addresses[i]);
-        split_push(to, room[i].head, header_size + size);
-        split_push(from, sent[i].head, 0);
+            store_addresses(frame, &addresses[at]);
+        split_push(to, room.head[i], header_size + size);
+        split_push(from, sent->head[at], 0);
         *bytes += size;
     }
     if (unlikely(to->marker.log != NULL) && i > 0)
-        direct_mark_group(to, room, sent, skip, i, paired);
+        direct_mark_group(to, &room, &sent->size[first], skip, i, paired);
     from->last_avail += (uint16_t)i;
     to->last_avail += (uint16_t)i;
     return i;
@@ -218,9 +224,9 @@ ALWAYS_INLINE uint32_t direct_addresses(struct fdb *fdb, const struct direct *se
                                         const bool paired)
 {
     for (uint32_t i = 0; i < count; i++) {
-        if (unlikely(sent[i].size < skip + FRAME_SIZE_MIN))
+        if (unlikely(sent->size[i] < skip + FRAME_SIZE_MIN))
             return i;
-        const uint8_t *frame = direct_frame(&sent[i], skip, paired);
+        const uint8_t *frame = direct_frame(sent, i, skip, paired);
         uint64_t to = mac_load(frame), from = mac_load(frame + 6);
         if (i == 0 || to != addresses[i - 1].to)
             __builtin_prefetch(fdb_bucket_of(fdb, to), 0);
@@ -268,11 +274,11 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
                                       bool *odd)
 {
     struct fabric *fabric = burst->fabric;
-    struct direct sent[GROUP_SIZE];
+    struct direct sent;
     struct addresses addresses[GROUP_SIZE];
-    uint32_t limit = peek_direct(source->ring, sent, GROUP_SIZE, DEVICE_READS, paired, odd);
+    uint32_t limit = peek_direct(source->ring, &sent, GROUP_SIZE, DEVICE_READS, paired, odd);
     if (learn)
-        limit = direct_addresses(&fabric->fdb, sent, source->ring->header_size, addresses, limit,
+        limit = direct_addresses(&fabric->fdb, &sent, source->ring->header_size, addresses, limit,
                                  paired);
     uint32_t moved = 0, run = 0, went = 0;
     for (; moved < limit && went == run; moved += went) {
@@ -284,8 +290,8 @@ ALWAYS_INLINE uint32_t forward_direct(struct burst *burst, struct source *source
             break;
         uint64_t bytes = 0;
         ring_lock(burst, ring);
-        went = copy_direct(source->ring, ring, &sent[moved], learn ? &addresses[moved] : NULL, run,
-                           &bytes, width, paired, odd);
+        went = copy_direct(source->ring, ring, &sent, learn ? moved : 0, learn ? addresses : NULL,
+                           run, &bytes, width, paired, odd);
         if (learn)
             direct_learn(&fabric->fdb, source->port, &addresses[moved], went);
         count(burst, source->port, RX_PACKETS, went);

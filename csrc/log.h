@@ -138,12 +138,14 @@ static inline void log_turn(struct marker *marker, struct log *log)
     marker->count = 0;
 }
 
-/* Everything stored before is visible before its bit. */
-static inline void log_flush(struct marker *marker)
+/* Everything stored before is visible before its bit. `fenced`: a full fence stands behind all of
+ * it already. */
+static inline void log_flush(struct marker *marker, bool fenced)
 {
     if (marker->log == NULL || (marker->count == 0 && marker->start == marker->end))
         return;
-    fence_full(); /* E; step: fence */
+    if (!fenced)
+        fence_full(); /* E; step: fence */
     log_set(marker);
 }
 

@@ -153,14 +153,15 @@ static inline void split_mark_elements(struct ring *ring, uint16_t from, uint16_
     split_mark_used(ring, SPLIT_USED_RING + first * element, before_wrap * element);
 }
 
-/* False where nothing was pushed. The bits of the used ring may follow used.idx: the front-end's
+/* False where nothing was pushed; else a full fence stands behind all that was stored before the
+ * call. `fenced`: one does already. The bits of the used ring may follow used.idx: the front-end's
  * last look at the log comes after our answer to GET_VRING_BASE, and that comes after them. They
  * are gathered before, while what was stored is on its way. */
-static inline bool split_publish(struct ring *ring)
+static inline bool split_publish(struct ring *ring, bool fenced)
 {
     if (ring->used_next == ring->used_published)
         return false;
-    log_flush(&ring->marker);
+    log_flush(&ring->marker, fenced);
     if (unlikely(ring->marker.log != NULL))
         split_mark_elements(ring, ring->used_published, ring->used_next);
     store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
@@ -201,7 +202,7 @@ static inline void split_store_kicks(struct ring *ring, bool wanted)
         store_once_u16(&ring->used->flags, wanted ? 0 : VRING_USED_NO_NOTIFY);
         split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));
     }
-    log_flush(&ring->marker);
+    log_flush(&ring->marker, false);
 }
 
 /* Returns whether avail.idx has moved since we last looked, so that the caller looks again before

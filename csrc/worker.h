@@ -87,7 +87,7 @@ static inline bool worker_rest(struct worker *worker)
 static void worker_finish(void *argument)
 {
     struct worker *worker = argument;
-    ring_complete(worker->source[worker->at].ring);
+    ring_complete(worker->source[worker->at].ring, false);
 }
 
 /* Do it for all sources. Where a port's memory vanishes the body is entered again, at the same

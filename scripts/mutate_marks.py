@@ -48,21 +48,13 @@ ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
 SAME: dict[tuple[str, str, str], str] = {
     ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
         "without a log, log_mark and log_flush do nothing: the test spares the way there",
-    ("copy_direct", "if (unlikely(to->marker.log != NULL) && i > 0)", "always"):
-        "without a log, or a packet, log_mark does nothing: the test spares the way there",
-    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "gaps one more"):
-        "a gap of less than a page stays one with its last bit set",
-    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "gaps one less"):
-        "each range is marked by itself",
-    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "end one more"):
-        "each range is marked by itself",
-    ("direct_mark_group", "uint64_t gaps = 0, end = room[0].gpa", "end one less"):
-        "before the first there is no gap",
-    ("direct_mark_group", "if (paired)", "always"):
-        "gaps to what was never set: each range is marked by itself",
-    ("direct_mark_group", "log_mark(&ring->marker, frame_gpa, sent[i].size - skip)",
+    ("direct_mark_group", "log_mark(&ring->marker, frame_gpa, sent_size[i] - skip)",
      "before the bytes"):
         "the other order of two marks: the bytes of both were stored before",
+    ("direct_mark_group", "uint64_t gaps = 0", "gaps one more"):
+        "a gap of less than a page stays one with its last bit set",
+    ("direct_mark_group", "uint64_t gaps = 0", "gaps one less"): "each range is marked by itself",
+    ("log_flush", "if (!fenced)", "always"): "a fence more",
     ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
         "each range is marked by itself",
     ("log_flush",
@@ -177,6 +169,7 @@ def arguments(text: str, opening: int) -> list[tuple[int, int]]:
 VERB = re.compile(
     r"\b(log_(?!tell)\w+|\w+_mark_\w+|or_u64)\s*\("
 )  # calls whose only purpose is to mark
+FENCED = re.compile(r"\b(?:split_publish|ring_complete)\(.*, (false|fenced)\)")
 ASKS = re.compile(r"\b(marks_used|marker(\.|->)\w+|page_count)\b")
 
 
@@ -222,6 +215,9 @@ class CFile:
                 yield "before the statement before it", self._swap(before, piece)
             if call[1] == "log_flush" and after and after.joined and not after.head:
                 yield "after the statement behind it", self._swap(piece, after)
+        elif fenced := FENCED.search(text):
+            at = piece.start + fenced.start(1)
+            yield "said to be fenced", [(at, piece.start + fenced.end(1), "true")]
         elif "__atomic_fetch_or" in text:
             for mutation, new in (("removed", "(void)0"), ("not atomic", "*at |= bits"),
                                   ("= for |=", "*at = bits")):  # fmt: skip
@@ -494,6 +490,7 @@ def judge(mutants: list[Mutant], jobs: int) -> Iterator[Row]:
             try:
                 yield Row(mutant.place, mutant.mutation, verdict.result(), mutant.same)
             except DoesNotBuild as error:
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise DoesNotBuild(f"{mutant.place}, {mutant.mutation}: {error}") from error
 
 

@@ -271,3 +271,14 @@ def test_csrc_names_each_place_that_marks():
             if f"{call}(" in code and not name
         ]
         assert not unnamed
+
+
+def test_only_a_publish_stands_in_for_a_fence():
+    """Who flushes marks without a fence of their own has it from a publish just before."""
+    code = "".join(path.read_text() for path in sorted((ROOT / "csrc").glob("*.h")))
+    flush = r"\b(?:log_flush|split_publish|ring_complete)\([^;{]*?, (\w+)\)"
+    told, made = set(re.findall(flush, code)), re.findall(r"\bfenced = ([^;]*);", code)
+    assert told == {"false", "fenced"}
+    assert made
+    for publish in made:
+        assert re.fullmatch(r"\S+ != NULL && split_publish\(\S+, false\)", publish)

@@ -24,7 +24,7 @@ static void mark(uint64_t *word, uint64_t page_count, uint64_t gpa, uint64_t siz
     for (uint64_t i = 0; i < words; i++)
         word[i] = before;
     log_mark(&marker, gpa, size);
-    log_flush(&marker);
+    log_flush(&marker, false);
     SAME(marks, log.beyond, !holds);
     for (uint64_t i = 0; i < words; i++) {
         uint64_t wanted = before;

@@ -247,7 +247,7 @@ static void forward(struct burst *burst, struct source *source)
     }
     unit_begin();
     publish_touched(burst);
-    ring_complete(source->ring);
+    ring_complete(source->ring, false);
     unit_end();
 }
 

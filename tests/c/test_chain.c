@@ -108,7 +108,7 @@ static void flatten(const struct chain *chain, uint8_t *to)
 static void check_marks(struct log *log, struct marker *marker, const struct chain *to,
                         uint32_t size)
 {
-    log_flush(marker);
+    log_flush(marker, false);
     for (uint64_t page = 0; page < log->page_count; page++) {
         bool written = false;
         uint64_t begin = 0;

@@ -80,7 +80,7 @@ RACES = [
 SECOND_LOADS = [
     ("split.h", "desc = load_once_desc(&ring->desc[index]);",
      "desc = load_once_desc(&ring->desc[load_once_desc(&ring->desc[index]).len ? index : 0]);"),
-    ("direct.h", "store_addresses(frame, &addresses[i]);", "(void)0;"),
+    ("direct.h", "store_addresses(frame, &addresses[at]);", "(void)0;"),
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ static void test_marks(void)
         log_mark(&marker, MARKS[i].gpa, MARKS[i].size);
         for (uint64_t page = 0; page < PAGES; page++)
             CHECK(!log_has(&log, page)); /* bits wait for the fence */
-        log_flush(&marker);
+        log_flush(&marker, false);
         for (uint64_t page = 0; page < PAGES; page++)
             SAME(i, log_has(&log, page), page >= MARKS[i].first && page <= MARKS[i].last);
         SAME(i, log.beyond, MARKS[i].beyond);
@@ -55,7 +55,7 @@ static void test_without_a_log(void)
 {
     struct marker marker = {.log = NULL};
     log_mark(&marker, 0, UINT64_MAX);
-    log_flush(&marker);
+    log_flush(&marker, false);
     SAME(-1, marker.count, 0);
 }
 
@@ -78,9 +78,9 @@ static void test_random_marks(void)
         for (uint64_t at = gpa / LOG_PAGE; size > 0 && at <= (gpa + size - 1) / LOG_PAGE; at++)
             truth[at] = true;
         if (random_below(100) == 0)
-            log_flush(&marker);
+            log_flush(&marker, false);
         if (i % 500 == 0) { /* start anew, or soon all is marked */
-            log_flush(&marker);
+            log_flush(&marker, false);
             for (uint64_t at = 0; at < PAGE_COUNT; at++)
                 SAME(at, log_has(&log, at), truth[at]);
             memset(log.word, 0, PAGE_COUNT / 8);
@@ -100,7 +100,7 @@ static void test_words_wait(void)
         log_mark(&marker, word * WORD_BYTES, 1);
     for (uint64_t word = 0; word < WORDS; word++)
         CHECK(!log_has(&log, word * 64));
-    log_flush(&marker);
+    log_flush(&marker, false);
     for (uint64_t word = 0; word < WORDS; word++)
         CHECK(log_has(&log, word * 64));
 }
@@ -117,10 +117,10 @@ static void test_another_log(void)
     SAME(0, marker.count, 2);
     log_turn(&marker, &second);
     CHECK(marker.log == &second);
-    log_flush(&marker);
+    log_flush(&marker, false);
     CHECK(second.word[0] == 0 && second.beyond == 0);
     log_mark(&marker, 7 * LOG_PAGE, 1);
-    log_flush(&marker);
+    log_flush(&marker, false);
     CHECK(second.word[0] == 1 << 7);
     log_turn(&marker, NULL);
     log_mark(&marker, 7 * LOG_PAGE, 1);
@@ -134,10 +134,10 @@ static void test_news(void)
     struct marker marker = {.log = &log};
     log.event_fd = 0;
     log_set(&marker);
-    log_flush(&marker);
+    log_flush(&marker, false);
     CHECK(log.news == 0);
     log_mark(&marker, 0, 1);
-    log_flush(&marker);
+    log_flush(&marker, false);
     CHECK(log.news == 1);
 }
 
@@ -161,7 +161,7 @@ static void test_runs(void)
             if (random_below(8) == 0)
                 gpa = random_below((PAGE_COUNT - 3 * RANGES) * LOG_PAGE);
         }
-        log_flush(&marker);
+        log_flush(&marker, false);
         for (uint64_t page = 0; page < PAGE_COUNT; page++)
             SAME(round, log_has(&log, page), truth[page]);
         SAME(round, log.beyond, 0);
@@ -187,7 +187,7 @@ static void *write_and_mark(void *odd)
         uint64_t page = round * 7 % (SHARED_PAGES / 2) * 2 + (odd != NULL);
         store_once_u64(&migration.memory[page], round);
         log_mark(&marker, page * LOG_PAGE, 8);
-        log_flush(&marker);
+        log_flush(&marker, false);
     }
     __atomic_fetch_add(&migration.writers_done, 1, __ATOMIC_RELEASE);
     return NULL;

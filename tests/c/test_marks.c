@@ -445,7 +445,7 @@ static void work(burst_function forward)
     for (uint32_t i = 0; i < 2 * RING_COUNT; i++) {
         struct ring *ring = &side[i / RING_COUNT].ring[i % RING_COUNT].ring;
         if (ring->used->idx == side[i / RING_COUNT].used_seen[i % RING_COUNT])
-            log_flush(&ring->marker); /* it had nothing to publish */
+            log_flush(&ring->marker, false); /* it had nothing to publish */
     }
 }
 

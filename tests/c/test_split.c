@@ -290,8 +290,8 @@ static void test_in_order_over_the_wrap(uint32_t size)
         for (uint32_t i = 0; i < size; i++)
             split_push(&guest.ring, (first + i) * 5 % size, i);
         uint16_t before = guest.ring.used->idx;
-        SAME(round, split_publish(&guest.ring), true);
-        SAME(round, split_publish(&guest.ring), false);
+        SAME(round, split_publish(&guest.ring, false), true);
+        SAME(round, split_publish(&guest.ring, false), false);
         SAME(round, (uint16_t)(guest.ring.used->idx - before), size);
         for (uint32_t i = 0; i < size; i++) {
             struct vring_used_element *used = &guest.ring.used->ring[(before + i) & (size - 1)];
@@ -410,7 +410,7 @@ static void test_used_ring_is_marked(uint64_t used_log, bool event_idx, bool mar
             expect_pages(stored, used_log, 4 + 8 * (guest.ring.used_next & (BIG - 1)), 8);
             split_push(&guest.ring, i, round);
         }
-        if (split_publish(&guest.ring))
+        if (split_publish(&guest.ring, false))
             expect_pages(stored, used_log, 2, 2);
         if (round % 3 == 0) {
             bool wanted = round % 2;
@@ -442,7 +442,7 @@ static void test_used_ring_is_marked_to_the_byte(void)
                     expect_pages(stored, used_log, 4 + 8 * ((index + i) & (BIG - 1)), 8);
                     split_push(&guest.ring, i, 0);
                 }
-                split_publish(&guest.ring);
+                split_publish(&guest.ring, false);
                 for (uint32_t page = 0; page < PAGES; page++)
                     SAME(used_log, log_has(&log, page), stored[page]);
             }

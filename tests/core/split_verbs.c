@@ -96,7 +96,7 @@ void push(struct back_end *back_end, uint32_t head, uint32_t size)
 {
     split_push(&back_end->ring, head, size);
 }
-bool publish(struct back_end *back_end) { return split_publish(&back_end->ring); }
+bool publish(struct back_end *back_end) { return split_publish(&back_end->ring, false); }
 bool wants_call(struct back_end *back_end) { return split_wants_call(&back_end->ring); }
 bool want_kicks(struct back_end *back_end, bool wanted)
 {

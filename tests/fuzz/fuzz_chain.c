@@ -92,7 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     default:
         cursor_copy(&to, &marker, &from, count - own, 16);
     }
-    log_flush(&marker);
+    log_flush(&marker, false);
     for (uint32_t i = 0; i < count; i++)
         bytes[i] = *chain_at(&sent, i);
     if (!overlaps(&room))

@@ -64,10 +64,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             run(&in, &marker, log.page_count);
             break;
         default:
-            log_flush(&marker);
+            log_flush(&marker, false);
         }
     }
-    log_flush(&marker);
+    log_flush(&marker, false);
     CHECK(memcmp(words, wanted, sizeof wanted) == 0);
     CHECK(log.marked == NULL || memcmp(marked, wanted, sizeof wanted) == 0);
     SAME(-1, log.beyond > 0, beyond > 0); /* neighbours are one run */

@@ -74,7 +74,7 @@ static void step(struct input *in, struct ring *ring, struct machine *it, bool w
         return;
     case 6:
         watching = true;
-        if (split_publish(ring))
+        if (split_publish(ring, false))
             split_wants_call(ring);
         split_want_kicks(ring, take(in, 1) & 1);
         watching = false;
@@ -94,7 +94,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     held_count = 0;
     for (uint32_t i = 0; i < STEP_COUNT_MAX && in.at < in.end && ring->fault == FAULT_NONE; i++)
         step(&in, ring, it, writes);
-    split_publish(ring);
+    split_publish(ring, false);
     SAME(-1, (uint16_t)(ring->last_avail - ring->used_next), held_count);
     memset(may, 0, ARENA_SIZE); /* the verbs store to used rings only */
     allow_used(&it->rx);

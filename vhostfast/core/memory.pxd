@@ -36,7 +36,7 @@ cdef extern from "log.h" nogil:
     void log_turn(marker *marker, log *log)
     bint log_holds(const log *log, const uint8_t *host)
     void log_mark(marker *marker, uint64_t gpa, uint64_t size)
-    void log_flush(marker *marker)
+    void log_flush(marker *marker, bint fenced)
     void log_tell(log *log)
 
 

@@ -61,7 +61,7 @@ cdef void copy_body(void *argument) noexcept nogil:
 cdef void mark_body(void *argument) noexcept nogil:
     cdef marking *it = <marking *>argument
     log_mark(&it.marker, it.gpa, it.size)
-    log_flush(&it.marker)
+    log_flush(&it.marker, False)
 
 
 bell_install()
