@@ -51,6 +51,9 @@ struct fabric {
 
 /* A transmit ring that a worker polls. */
 struct source {
+    const uint16_t *avail_idx; /* of the ring, here so that a look at one that is idle is short, */
+    uint16_t taken;            /* its last_avail when its turn had ended, */
+    uint16_t awake;            /* and looks in vain that are left until it is asleep: worker.h */
     struct ring *ring;
     struct port *port;
     uint32_t queue;         /* its pair; frames stay on it where the receiver has it too */

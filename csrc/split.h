@@ -20,13 +20,6 @@ ALWAYS_INLINE uint16_t *split_avail_event(struct ring *ring)
     return (uint16_t *)&ring->used->ring[ring->size];
 }
 
-/* Whether the guest has offered what we have not taken: the cheap question, for the many rings
- * where it hasn't. */
-ALWAYS_INLINE bool split_any(const struct ring *ring)
-{
-    return load_once_u16(&ring->avail->idx) != ring->last_avail;
-}
-
 /* How many chains wait, looking again only if we know of fewer than `wanted`; POP_BROKEN if the
  * guest lies. */
 ALWAYS_INLINE int split_waiting(struct ring *ring, uint32_t wanted)

@@ -14,6 +14,10 @@
 
 #include "mend.h"
 
+enum worker_limit {
+    AWAKE_LOOKS = 1000,    /* at a source in vain, then it is asleep */
+    ASLEEP_CYCLES = 16384, /* between looks at those, while others move packets; and a slice */
+};
 enum worker_word { WORKER_GO, WORKER_REST, WORKER_STOP };
 enum worker_mode { MODE_POLL, MODE_INTERRUPT, MODE_ADAPTIVE };
 
@@ -35,9 +39,11 @@ struct worker {
     uint64_t packets;
     uint64_t sleeps;
     struct guard guard; /* of a slice: all sources once */
-    uint32_t at;        /* the source that has its turn */
-    uint32_t moved;     /* packets of this turn */
-    bool held;          /* somebody sat this slice out */
+    uint32_t at;            /* the source that has its turn */
+    uint32_t moved;         /* packets of this turn */
+    bool held;              /* somebody sat this slice out */
+    bool looks_at_all;      /* in this slice, at those too that are asleep */
+    uint64_t looked_at_all; /* the clock, when it did last */
     bool kicks_wanted;
     bool more_came;
     struct burst burst;
@@ -52,11 +58,45 @@ static inline void worker_init(struct worker *worker)
     worker->guard.holds = fabric_holds;
 }
 
+/* The next source that has something to send; the source_count if none has. To look at one that is
+ * asleep costs a line, and often a page's address, that nobody else needs. */
+ALWAYS_INLINE uint32_t worker_next(const struct worker *worker, uint32_t from)
+{
+    struct source *source = worker->source;
+    const uint32_t count = worker->source_count;
+    const bool all = worker->looks_at_all;
+    uint32_t at = from;
+    for (; at < count; at++) {
+        if (!all && source[at].awake == 0)
+            continue;
+        if (load_once_u16(source[at].avail_idx) != source[at].taken)
+            break;
+        source[at].awake -= source[at].awake > 0;
+    }
+    return at;
+}
+
+/* Where to look from now on, and first at all of them. A closed port may have no memory any more:
+ * nobody looks there. */
+static inline void worker_look_anew(struct worker *worker)
+{
+    static const uint16_t nothing;
+    worker->looked_at_all = 0;
+    for (uint32_t i = 0; i < worker->source_count; i++) {
+        struct source *source = &worker->source[i];
+        bool closed = port_fault(source->port) != FAULT_NONE;
+        source->avail_idx = closed ? &nothing : &source->ring->avail->idx;
+        source->taken = closed ? nothing : source->ring->last_avail;
+    }
+}
+
 /* The control plane's side. Returns when a worker that was told to rest or to stop does. */
 static inline void worker_tell(struct worker *worker, enum worker_word word)
 {
     const uint64_t one = 1;
     pthread_mutex_lock(&worker->mutex);
+    if (word == WORKER_GO && worker->word != WORKER_GO)
+        worker_look_anew(worker);
     store_release_u32(&worker->word, word);
     pthread_cond_broadcast(&worker->changed);
     if (word != WORKER_GO) {
@@ -104,6 +144,7 @@ static inline void worker_guarded(struct worker *worker, void (*body)(void *))
         if (port_fault(source->port) != FAULT_NONE &&
             !guard_run(&worker->guard, worker_finish, worker))
             burst_mend(burst, source->ring, worker->guard.vanished);
+        worker_look_anew(worker);
         if (rings > 2 * PORT_COUNT_MAX * PAIR_COUNT_MAX)
             abort(); /* we touch a closed port again and again, a bug of ours */
     }
@@ -167,19 +208,6 @@ static inline void worker_sleep(struct worker *worker)
     worker_want_kicks(worker, false);
 }
 
-/* The next source that has something to send; the source_count if none has. A closed port may have
- * no memory any more. */
-ALWAYS_INLINE uint32_t worker_next(const struct worker *worker, uint32_t from)
-{
-    const struct source *source = worker->source;
-    const uint32_t count = worker->source_count;
-    uint32_t at = from;
-    while (at < count &&
-           (port_fault(source[at].port) != FAULT_NONE || !split_any(source[at].ring)))
-        at++;
-    return at;
-}
-
 /* A burst that broke off is finished first: the word is not looked at before. */
 static void worker_forward(void *argument)
 {
@@ -190,8 +218,12 @@ static void worker_forward(void *argument)
     publish_touched(&worker->burst);
     while ((worker->at = worker_next(worker, worker->at)) < worker->source_count) {
         struct source *source = &worker->source[worker->at];
-        if (likely(account_admits(accounts, source->port->index))) {
+        if (unlikely(port_fault(source->port) != FAULT_NONE)) {
+            worker_look_anew(worker);
+        } else if (likely(account_admits(accounts, source->port->index))) {
             worker->moved += worker->forward(&worker->burst, source);
+            source->taken = source->ring->last_avail;
+            source->awake = AWAKE_LOOKS;
             uint64_t then = now;
             now = cycle_count();
             account_turn(accounts, source->port->index, now - then);
@@ -208,12 +240,18 @@ static void worker_forward(void *argument)
 static inline uint32_t worker_turn(struct worker *worker)
 {
     uint64_t begin = cycle_count();
+    bool all = worker->moved == 0 || begin - worker->looked_at_all > ASLEEP_CYCLES;
     worker->moved = 0;
-    do { /* nobody sits out for nobody */
+    do { /* nobody sits out, or sleeps on, for nobody */
         worker->held = false;
+        worker->looks_at_all = all;
         worker->burst.accounts.slice++;
         worker_guarded(worker, worker_forward);
-    } while (worker->held && worker->moved == 0 && load_acquire_u32(&worker->word) == WORKER_GO);
+        all = true;
+    } while (worker->moved == 0 && (worker->held || !worker->looks_at_all) &&
+             load_acquire_u32(&worker->word) == WORKER_GO);
+    if (worker->looks_at_all)
+        worker->looked_at_all = begin;
     if (worker->moved > 0) {
         worker->busy_cycles += cycle_count() - begin;
         worker->packets += worker->moved;

@@ -197,9 +197,9 @@ OWN_MEMORY = {
 # Functions that hold guest addresses, and don't store there.
 READERS = {
     "chain_append", "cursor_read", "split_used_event", "split_avail_event", "split_waiting",
-    "split_any", "split_table_entry", "split_walk", "split_pop", "split_wants_call",
-    "split_want_kicks", "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject",
-    "region_at", "region_covers", "region_table_holds", "log_holds",
+    "split_table_entry", "split_walk", "split_pop", "split_wants_call", "split_want_kicks",
+    "prefetch_used", "peek_single", "peek_pair", "peek_direct", "inject", "region_at",
+    "region_covers", "region_table_holds", "log_holds", "worker_look_anew",
 }  # fmt: skip
 # Lines of the Cython core that touch guest memory or copy bytes: file, function, how many. What a
 # device sends is stored by csrc; `write` marks nothing, and says so; the others find addresses,
@@ -309,8 +309,8 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 3250, files("csrc/*.h")),
-    ("Cython", 1080, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
+    ("csrc", 3300, files("csrc/*.h")),
+    ("Cython", 1140, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 2200, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]

@@ -124,7 +124,7 @@ static void test_several_wait_for_one_receiver(void)
     guest_desc(&a, 0, 0, HEADER_AND_FRAME, 0, 0);
     guest_offer(&a, 0);
     guest_publish(&a);
-    store_release_u32(&worker.word, WORKER_GO);
+    worker_tell(&worker, WORKER_GO);
     CHECK(worker_turn(&worker) == 0);
     CHECK(source.waits_for == &b.ring);
     CHECK(!worker_want_kicks(&worker, true));
@@ -160,7 +160,7 @@ static void test_who_takes_more_sits_out(void)
     worker.source_count = 2;
     worker.forward = take_long;
     a.ring.last_avail = b.ring.last_avail = 1; /* there is something to do, all the time */
-    store_release_u32(&worker.word, WORKER_GO);
+    worker_tell(&worker, WORKER_GO);
     uint32_t first = 0, second = 0;
     for (uint32_t tries = 0; first < 3 * 60 && tries < 100; tries++) {
         first = turns[0], second = turns[1]; /* a busy machine has taken time from others' turns */
@@ -171,6 +171,7 @@ static void test_who_takes_more_sits_out(void)
     CHECK(first >= 3 * 60);
     uint32_t before = turns[1];
     a.ring.last_avail = a.ring.avail->idx; /* now nobody else has */
+    worker_look_anew(&worker);
     for (uint32_t i = 0; i < 10; i++)
         CHECK(worker_turn(&worker) == 1);
     SAME(-1, turns[1], before + 10);
@@ -197,7 +198,7 @@ static void test_queues_of_a_port_share_its_turns(void)
     worker.source_count = 2;
     worker.forward = take_long_by_queue;
     a.ring.last_avail = b.ring.last_avail = 1;
-    store_release_u32(&worker.word, WORKER_GO);
+    worker_tell(&worker, WORKER_GO);
     for (uint32_t i = 0; i < 20; i++)
         CHECK(worker_turn(&worker) == 2);
     SAME(0, of_queue[0], 20);
@@ -207,8 +208,56 @@ static void test_queues_of_a_port_share_its_turns(void)
     close(kick_fd);
 }
 
+/* A port that has been idle for long is looked at less often: but soon, and at once where no other
+ * has packets. */
+static uint32_t takes[2];
+
+static uint32_t take_one(struct burst *burst, struct source *which)
+{
+    (void)burst;
+    takes[which->port->index]++;
+    if (which->port->index == 1)
+        b.ring.last_avail++;
+    return 1;
+}
+
+static void test_who_is_asleep_is_still_served(void)
+{
+    start(MODE_POLL);
+    struct source both[] = {source, {.ring = &b.ring, .port = &ports[1]}};
+    worker.source = both;
+    worker.source_count = 2;
+    worker.forward = take_one;
+    a.ring.last_avail = 1; /* it has always something to do */
+    worker_tell(&worker, WORKER_GO);
+    both[1].awake = AWAKE_LOOKS;
+    for (uint32_t i = 0; i < AWAKE_LOOKS; i++)
+        CHECK(worker_turn(&worker) == 1);
+    SAME(0, both[1].awake + takes[1], 0);
+    b.ring.last_avail--;
+    both[1].taken--; /* as if its guest had offered one */
+    uint32_t before = takes[0];
+    while (takes[1] == 0) {
+        accounts_forgive(&worker.burst.accounts); /* who sits out ends all sleep */
+        CHECK(worker_turn(&worker) > 0 && takes[0] - before < 1000000);
+    }
+    SAME(1, both[1].awake, AWAKE_LOOKS);
+    both[1].awake = 0;
+    a.ring.last_avail = a.ring.avail->idx;
+    both[0].taken = a.ring.last_avail;
+    b.ring.last_avail--;
+    both[1].taken--;
+    worker.looked_at_all = cycle_count();
+    CHECK(worker_turn(&worker) == 1);
+    SAME(2, takes[1], 2);
+    close(worker.epoll_fd);
+    close(worker.wake_fd);
+    close(kick_fd);
+}
+
 int main(void)
 {
+    test_who_is_asleep_is_still_served();
     test_who_takes_more_sits_out();
     test_queues_of_a_port_share_its_turns();
     test_several_wait_for_one_receiver();

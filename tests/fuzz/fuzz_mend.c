@@ -17,6 +17,7 @@ static void worker_start(struct input *in)
         worker.source_count = MACHINE_COUNT;
         worker.source = source;
     }
+    worker_look_anew(&worker);
     burst_init(&worker.burst, fabric);
     worker.burst.held = worker.burst.touched = NULL;
     memset(worker.burst.counters, 0, MACHINE_COUNT * sizeof worker.burst.counters[0]);
