@@ -207,7 +207,7 @@ READERS = {
 CYTHON = {
     ("ring", "place"): 6, ("ring", "__cinit__"): 1, ("memory", "find"): 3, ("memory", "read"): 2,
     ("memory", "write"): 2, ("memory", "copy_body"): 1, ("memory", "mark"): 1,
-    ("memory", "__cinit__"): 1, ("fabric", "allocate"): 1,
+    ("memory", "map_run"): 2, ("fabric", "allocate"): 1,
 }  # fmt: skip
 STORE = (
     r"\b(?:copy_(?:bytes|vector|small)|mem(?:cpy|set|move)|store_once_\w+|store_release_\w+"

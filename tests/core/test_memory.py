@@ -117,6 +117,73 @@ def test_a_refusal_leaves_no_map_behind():
         assert map_count() == before
 
 
+def filled(size: int, byte: int) -> int:
+    fd = os.memfd_create("guest-memory")
+    os.write(fd, bytes([byte]) * size)
+    return fd
+
+
+def addresses() -> list[str]:
+    """All of ours, for whatever they are."""
+    with open("/proc/self/maps") as maps:
+        return [line.split()[0] for line in maps]
+
+
+@pytest.mark.parametrize("into", [0, 512])
+def test_regions_that_adjoin_at_a_page_are_one(into):
+    """Of whatever files: DIMMs are one each. A byte into its page the first may begin."""
+    files = [filled(16384, 1), filled(8192, 2), filled(16384, 3)]
+    told = [
+        (into, 8192 - into, 1 << 40, 4096 + into, files[0]),
+        (8192, 8192, 0, 0, files[1]),
+        (16384, 100, 1 << 41, 8192, files[2]),
+    ]
+    memory = GuestMemory(reversed(told))
+    assert memory.regions == tuple(region[:3] for region in told)
+    assert [(gpa, size) for gpa, size, *_ in memory.maps] == [region[:2] for region in told]
+    assert memory.read(into, 16484 - into).tobytes() == (
+        b"\1" * (8192 - into) + b"\2" * 8192 + b"\3" * 100
+    )
+    memory.write(8190, b"abcd")
+    assert os.pread(files[0], 2, 12286) + os.pread(files[1], 2, 0) == b"abcd"
+    with pytest.raises(ValueError, match="in one region"):
+        memory.read(16484, 1)
+    os.ftruncate(files[1], 0)
+    with pytest.raises(MemoryVanished):
+        memory.read(8192, 1)
+    assert memory.read(8191, 1).tobytes() == b"b"
+    assert memory.read(16384, 1).tobytes() == b"\3"
+    for fd in files:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("gpa", "offset", "size"),
+    [(4096, 4096, 4095), (4096, 100, 4096), (8192, 4096, 4096)],
+    ids=["ends within its page", "begins within its page", "a page further"],
+)
+def test_regions_that_do_not_are_two(gpa, offset, size):
+    fd = filled(16384, 1)
+    start = gpa - size if gpa == 4096 else 0
+    memory = GuestMemory([(start, size, 0, 0, fd), (gpa, 4096, 0, offset, fd)])
+    with pytest.raises(ValueError, match="in one region"):
+        memory.read(gpa - 1, 2)
+    assert memory.read(gpa, 4096).tobytes() == b"\1" * 4096
+    os.close(fd)
+
+
+def test_regions_that_adjoin_leave_nothing_behind():
+    fds = [filled(4096, 1), os.open("/proc/self/exe", os.O_RDONLY)]
+    before = addresses()
+    GuestMemory([(0, 4096, 0, 0, fds[0]), (4096, 4096, 0, 0, fds[0])])
+    assert addresses() == before
+    with pytest.raises(ProtocolError, match="Permission denied"):  # half of it is mapped then
+        GuestMemory([(0, 4096, 0, 0, fds[0]), (4096, 4096, 0, 0, fds[1])])
+    assert addresses() == before
+    for fd in fds:
+        os.close(fd)
+
+
 def opened(kind: str) -> int:
     if kind == "pipe":
         read, write = os.pipe()

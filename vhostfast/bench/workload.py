@@ -28,7 +28,6 @@ IDLE_RING_SIZE = 64  # of a guest that only looks on
 HUGEPAGE = 2 << 20
 _RING_BYTES = 16 + 2 + 8 + 8 * 16  # of an entry: descriptor, avail, used, its indirect table
 _RING_ENDS = 2 * 64  # the other words of its avail and used areas, each to its cache line's end
-_BUFFERS_MANY = 16  # of a region: whether one more or less lies across its end counts for little
 _SLACK = 64 << 10
 HEADER_SIZE = 12  # of virtio-net, before each frame
 APART = 64  # from it to the frame, where each has a descriptor
@@ -80,8 +79,8 @@ class Workload:
     against itself with it off. `ports`: guests, where there is not only one, in pairs of which
     "all" are `busy`, or the first two guests alone. `buffer_size`: bytes of a receive buffer; a
     frame that it doesn't hold takes several. `regions`: pieces that the memory of a busy guest is
-    told in, cut at pages of 4 KiB: the rings lie in the first, the buffers in all of them; some lie
-    across a cut where regions are large, none where they are small. Raises UsageError.
+    told in, cut at pages of 4 KiB: the rings lie in the first, the buffers in all of them, none
+    across a cut, as no guest's buffer lies across two pieces of its memory. Raises UsageError.
     """
 
     frames: tuple[Frames, ...] = (Frames("64", (64,)),)
@@ -193,8 +192,8 @@ class Workload:
 
     @property
     def gap(self) -> int:
-        """Bytes between two buffers: room for a cut, where each region has few of them."""
-        return LOG_PAGE if self._buffers < _BUFFERS_MANY * self.regions else 0
+        """Bytes between two buffers: room for a cut, where there are any."""
+        return LOG_PAGE if self.regions > 1 else 0
 
     def cuts(self) -> tuple[tuple[int, int], ...]:
         """A busy guest's memory in its regions, GPA and bytes of each: cut at the last page that

@@ -47,16 +47,25 @@ cdef struct copying:
 
 
 cdef struct mapping:
-    void *address  # of the map, which begins at a whole page
+    uint64_t first  # of the file: a whole page's
+    void *address  # where that is
     size_t size
     uint64_t page  # bytes of a page of the map
-    uint8_t *start  # the byte that was asked for
+    uint8_t *start  # the byte that was asked for; NULL: it isn't mapped
+
+
+cdef struct area:
+    void *address
+    size_t size
 
 
 cdef class GuestMemory:
-    cdef region_table *table
-    cdef mapping *maps
-    cdef uint32_t map_count
+    cdef region_table *told  # as they were told
+    cdef region_table *table  # as they are looked up: those that adjoin are one
+    cdef mapping *maps  # of each that was told
+    cdef area *areas  # of each that is looked up
+    cdef bint adjoin(self, uint32_t a, uint32_t b, list regions)
+    cdef int map_run(self, uint32_t begin, uint32_t end, list regions) except -1
     cdef uint8_t *find(self, uint64_t gpa, uint64_t size) except NULL
     cdef int copy(self, copying it) except -1
 

@@ -11,14 +11,15 @@ class GuestMemory:
     """The regions of guest memory, mapped shared; vhost-user, "Memory region description".
 
     `regions` holds (gpa, size, uva, mmap_offset, fd) for each, sizes and offsets in bytes; the fds
-    may be closed afterwards. Raises ProtocolError for a file that isn't memory, is shorter than
-    its region, or can't be mapped.
+    may be closed afterwards. Where one follows another in GPA, and a page of both files ends there,
+    the two are mapped side by side and looked up as one region, as a guest's DIMMs are. Raises
+    ProtocolError for a file that isn't memory, is shorter than its region, or can't be mapped.
     """
 
     def __new__(cls, regions: Iterable[tuple[int, int, int, int, int]]) -> GuestMemory: ...
     @property
     def regions(self) -> tuple[tuple[int, int, int], ...]:
-        """(gpa, size, uva) of each, in order of gpa."""
+        """(gpa, size, uva) of each, as told, in order of gpa."""
 
     @property
     def maps(self) -> tuple[tuple[int, int, int, int], ...]:

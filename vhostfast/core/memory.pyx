@@ -8,7 +8,10 @@ cimport cython
 from libc.stdlib cimport calloc, free
 from libc.errno cimport errno
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
+    PROT_READ, PROT_WRITE, mmap, munmap,
+)
 
 import os
 import stat
@@ -73,8 +76,8 @@ cdef bint never_waits(long kind) noexcept:
             or kind == EXT4_SUPER_MAGIC or kind == XFS_SUPER_MAGIC or kind == BTRFS_SUPER_MAGIC)
 
 
-cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
-    """Map [offset, offset + size) of a file; the map begins at the page that holds `offset`."""
+cdef mapping look_at(int fd, uint64_t offset, uint64_t size, str what):
+    """How [offset, offset + size) of a file would be mapped: from the page that holds `offset`."""
     cdef mapping result
     cdef statfs of_file
     status = os.fstat(fd)
@@ -90,61 +93,118 @@ cdef mapping map_file(int fd, uint64_t offset, uint64_t size, str what):
     cdef uint64_t file_size = status.st_size
     cdef uint64_t page = max(status.st_blksize, 4096)  # a hugetlb file's block is its page
     result.page = page if of_file.f_type == HUGETLBFS_MAGIC else 4096
-    cdef uint64_t first = offset // page * page
-    result.size = min((offset + size - first + page - 1) // page * page, file_size - first)
-    result.address = mmap(NULL, result.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, first)
-    if result.address == MAP_FAILED:
-        raise ProtocolError(what, "mmap", os.strerror(errno), "possible, for reading and writing")
-    result.start = <uint8_t *>result.address + (offset - first)
+    result.first = offset // page * page
+    result.size = min((offset + size - result.first + page - 1) // page * page,
+                      file_size - result.first)
+    result.address = result.start = NULL
     return result
+
+
+cdef int map_file(mapping *it, int fd, uint64_t offset, str what, uint8_t *start) except -1:
+    """Map what was looked at; where `start` isn't NULL, with the byte at `offset` there."""
+    cdef void *address = NULL if start == NULL else start - (offset - it.first)
+    cdef int flags = MAP_SHARED | (0 if start == NULL else MAP_FIXED)
+    it.address = mmap(address, it.size, PROT_READ | PROT_WRITE, flags, fd, it.first)
+    if it.address == MAP_FAILED:
+        raise ProtocolError(what, "mmap", os.strerror(errno), "possible, for reading and writing")
+    it.start = <uint8_t *>it.address + (offset - it.first)
+    return 0
+
+
+cdef uint8_t *reserve(size_t size, size_t page) except NULL:
+    """Addresses for `size` bytes, whole pages, from a whole page on, of which none is memory."""
+    cdef void *address = mmap(NULL, size + page, PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if address == MAP_FAILED:
+        raise ProtocolError("guest memory", "mmap", os.strerror(errno), "possible: so many bytes")
+    cdef size_t before = (page - <size_t>address % page) % page
+    if before:
+        munmap(address, before)
+    munmap(<uint8_t *>address + before + size, page - before)
+    return <uint8_t *>address + before
 
 
 @cython.final
 cdef class GuestMemory:
     def __cinit__(self, regions):
-        cdef region *entry
-        cdef mapping one
         guard_install()
         regions = sorted(regions)
         if len(regions) > REGION_COUNT_MAX:
             raise ProtocolError("memory", "number of regions", len(regions),
                                 f"at most {REGION_COUNT_MAX}")
+        self.told = <region_table *>calloc(1, sizeof_region_table)
         self.table = <region_table *>calloc(1, sizeof_region_table)
         self.maps = <mapping *>calloc(max(len(regions), 1), sizeof(mapping))
-        if self.table == NULL or self.maps == NULL:
+        self.areas = <area *>calloc(max(len(regions), 1), sizeof(area))
+        if self.told == NULL or self.table == NULL or self.maps == NULL or self.areas == NULL:
             raise MemoryError
-        for gpa, size, uva, offset, fd in regions:
-            one = map_file(fd, offset, size, "guest memory")
-            self.maps[self.map_count] = one
-            entry = &self.table.region[self.map_count]
-            entry.gpa = gpa
-            entry.size = size
-            entry.uva = uva
-            entry.host = one.start
-            self.map_count += 1
-            self.table.count = self.map_count
+        for i, (gpa, size, uva, offset, fd) in enumerate(regions):
+            self.maps[i] = look_at(fd, offset, size, "guest memory")
+            self.told.region[i] = region(gpa, size, uva, NULL)
+        self.told.count = len(regions)
+        cdef uint32_t begin = 0, end
+        while begin < self.told.count:
+            end = begin + 1
+            while end < self.told.count and self.adjoin(end - 1, end, regions):
+                end += 1
+            self.map_run(begin, end, regions)
+            begin = end
         region_table_index(self.table)
 
+    cdef bint adjoin(self, uint32_t a, uint32_t b, list regions):
+        """Whether b follows a where a page ends, in both files."""
+        (gpa, size, _, offset, _), (next_gpa, _, _, next_offset, _) = regions[a], regions[b]
+        page = self.maps[a].page
+        return (gpa + size == next_gpa and page == self.maps[b].page
+                and (offset + size) % page == 0 and next_offset % page == 0)
+
+    cdef int map_run(self, uint32_t begin, uint32_t end, list regions) except -1:
+        """Regions that adjoin lie so for us too, and are one in the table."""
+        cdef region *run = &self.table.region[self.table.count]
+        cdef area *area = &self.areas[self.table.count]
+        cdef uint64_t before, page = self.maps[begin].page
+        cdef uint8_t *start = NULL
+        run.gpa, _, run.uva, offset, _ = regions[begin]
+        run.size = regions[end - 1][0] + regions[end - 1][1] - run.gpa
+        self.table.count += 1
+        if end - begin > 1:
+            before = offset % page
+            area.size = (before + run.size + page - 1) // page * page
+            area.address = reserve(area.size, page)
+            start = <uint8_t *>area.address + before
+        for i in range(begin, end):
+            gpa, _, _, offset, fd = regions[i]
+            map_file(&self.maps[i], fd, offset, "guest memory",
+                     NULL if start == NULL else start + (<uint64_t>gpa - run.gpa))
+            self.told.region[i].host = self.maps[i].start
+        run.host = self.maps[begin].start
+        if start == NULL:
+            area.address, area.size = self.maps[begin].address, self.maps[begin].size
+        return 0
+
     def __dealloc__(self):
-        if self.maps != NULL:
-            for i in range(self.map_count):
-                munmap(self.maps[i].address, self.maps[i].size)
+        if self.areas != NULL and self.table != NULL:
+            for i in range(self.table.count):
+                if self.areas[i].address != NULL:
+                    munmap(self.areas[i].address, self.areas[i].size)
+        free(self.areas)
         free(self.maps)
         free(self.table)
+        free(self.told)
 
     @property
     def regions(self):
         return tuple(
-            (self.table.region[i].gpa, self.table.region[i].size, self.table.region[i].uva)
-            for i in range(self.table.count)
+            (self.told.region[i].gpa, self.told.region[i].size, self.told.region[i].uva)
+            for i in range(self.told.count)
         )
 
     @property
     def maps(self):
         return tuple(
-            (self.table.region[i].gpa, self.table.region[i].size, <size_t>self.maps[i].start,
+            (self.told.region[i].gpa, self.told.region[i].size, <size_t>self.maps[i].start,
              self.maps[i].page)
-            for i in range(self.map_count)
+            for i in range(self.told.count)
         )
 
     cdef uint8_t *find(self, uint64_t gpa, uint64_t size) except NULL:
@@ -193,7 +253,8 @@ cdef class Log:
     def __cinit__(self, int fd, uint64_t size, uint64_t offset, *, int event_fd=-1,
                   bint witness=False):
         guard_install()
-        self.map = map_file(fd, offset, size, "SET_LOG_BASE")
+        self.map = look_at(fd, offset, size, "SET_LOG_BASE")
+        map_file(&self.map, fd, offset, "SET_LOG_BASE", NULL)
         self.c.word = <uint64_t *>self.map.start
         self.c.page_count = size * 8
         self.c.event_fd = event_fd
@@ -204,7 +265,7 @@ cdef class Log:
 
     def __dealloc__(self):
         free(self.c.marked)
-        if self.map.size != 0:
+        if self.map.start != NULL:
             munmap(self.map.address, self.map.size)
 
     @property

@@ -120,7 +120,7 @@ cdef class Ring:
         cdef uint8_t *host[3]
         cdef const region *found
         for i, name in enumerate(("desc", "avail", "used")):
-            found = region_of_uva(memory.table, self.areas[i], lengths[i])
+            found = region_of_uva(memory.told, self.areas[i], lengths[i])
             if found == NULL:
                 raise ProtocolError(f"vring {self.index}", name, hex(self.areas[i]),
                                     f"{lengths[i]} bytes within one region of guest memory")
