@@ -126,20 +126,34 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
     return limit;
 }
 
+/* What lies between the buffers of a group, or'ed: from each header's end to its frame, and from
+ * each frame's to the next header. */
+ALWAYS_INLINE uint64_t direct_mark_gaps(const struct direct *room, const uint32_t *sent_size,
+                                        uint32_t skip, uint32_t header_size, const uint32_t count,
+                                        const bool paired)
+{
+    uint64_t gaps = 0;
+    for (uint32_t i = 0; i + 1 < count; i++)
+        gaps |= room->gpa[i + 1] - direct_frame_gpa(room, i, header_size, paired) - sent_size[i] +
+                skip;
+    for (uint32_t i = 0; paired && i < count; i++)
+        gaps |= room->frame_gpa[i] - (room->gpa[i] + header_size);
+    return gaps;
+}
+
 /* What was stored into these buffers: a header, and a frame of the size of the one sent. Where they
- * follow each other, as most do, they are marked as what they are, one run. */
+ * follow each other, as most do, they are marked as what they are, one run. Loops of a whole group
+ * are compiled for its size. */
 static __attribute__((noinline)) void direct_mark_group(struct ring *ring,
                                                         const struct direct *room,
                                                         const uint32_t *sent_size, uint32_t skip,
                                                         uint32_t count, bool paired)
 {
     const uint32_t header_size = ring->header_size, last = count - 1;
-    uint64_t gaps = 0;
-    for (uint32_t i = 0; i < last; i++)
-        gaps |= room->gpa[i + 1] -
-                (direct_frame_gpa(room, i, header_size, paired) + (sent_size[i] - skip));
-    for (uint32_t i = 0; paired && i < count; i++)
-        gaps |= room->frame_gpa[i] - (room->gpa[i] + header_size);
+    const uint64_t gaps =
+        count == GROUP_SIZE
+            ? direct_mark_gaps(room, sent_size, skip, header_size, GROUP_SIZE, paired)
+            : direct_mark_gaps(room, sent_size, skip, header_size, count, paired);
     const uint64_t end =
         direct_frame_gpa(room, last, header_size, paired) + (sent_size[last] - skip);
     if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT)) {

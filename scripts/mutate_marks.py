@@ -51,9 +51,9 @@ SAME: dict[tuple[str, str, str], str] = {
     ("direct_mark_group", "log_mark(&ring->marker, frame_gpa, sent_size[i] - skip)",
      "before the bytes"):
         "the other order of two marks: the bytes of both were stored before",
-    ("direct_mark_group", "uint64_t gaps = 0", "gaps one more"):
+    ("direct_mark_gaps", "uint64_t gaps = 0", "gaps one more"):
         "a gap of less than a page stays one with its last bit set",
-    ("direct_mark_group", "uint64_t gaps = 0", "gaps one less"): "each range is marked by itself",
+    ("direct_mark_gaps", "uint64_t gaps = 0", "gaps one less"): "each range is marked by itself",
     ("log_flush", "if (!fenced)", "always"): "a fence more",
     ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
         "each range is marked by itself",
