@@ -20,7 +20,7 @@ struct region_table {
     uint32_t count;
     uint32_t places; /* of `first`; 0: there is no index, and the search is over all regions */
     uint32_t shift;  /* a place is 1 << shift bytes of GPAs */
-    uint16_t first[REGION_PLACES + 1]; /* the first region that ends within a place, or beyond */
+    uint16_t first[REGION_PLACES + 1]; /* the first region that ends in a place or later, or the last */
     struct region region[REGION_COUNT_MAX];
 };
 
@@ -36,7 +36,7 @@ static inline void region_table_index(struct region_table *table)
         table->shift++;
     for (uint64_t place = 0; place < REGION_PLACES; place++) {
         const struct region *region = &table->region[at];
-        while (at < table->count && region->gpa + region->size - 1 < place << table->shift)
+        while (at + 1 < table->count && region->gpa + region->size - 1 < place << table->shift)
             region = &table->region[++at];
         table->first[place] = (uint16_t)at;
     }

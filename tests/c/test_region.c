@@ -135,11 +135,31 @@ static void test_search(void)
     }
 }
 
+/* As many regions as there can be: a place behind them is nowhere, and nothing behind the table is
+ * looked at. */
+static void test_a_full_table(void)
+{
+    static struct {
+        struct region_table regions;
+        struct region behind;
+    } full = {.regions.count = REGION_COUNT_MAX, .behind = {.size = UINT64_MAX}};
+    const uint64_t end = 2 * REGION_COUNT_MAX;
+    for (uint32_t i = 0; i < REGION_COUNT_MAX; i++)
+        full.regions.region[i] = (struct region){.gpa = 2 * i, .size = 1};
+    region_table_index(&full.regions);
+    for (uint64_t gpa = end; gpa < end + 2 * REGION_PLACES; gpa++) {
+        uint32_t last = 0;
+        uint64_t reach;
+        CHECK(region_at(&full.regions, &last, gpa, &reach) == NULL);
+    }
+}
+
 int main(void)
 {
     test_edges_whatever_is_remembered();
     test_no_memory_at_all();
     test_ring_addresses();
     test_search();
+    test_a_full_table();
     return 0;
 }

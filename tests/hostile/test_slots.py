@@ -92,6 +92,7 @@ def test_again_and_again():
 
 @pytest.mark.hostile("memory", "509 regions", "delivered")
 @pytest.mark.hostile("memory", "a 510th region", "refused")
+@pytest.mark.hostile("memory", "an address behind the last of 509 regions", "port closes")
 def test_as_many_regions_as_there_are_slots():
     """The last of them is memory like the first."""
     regions = [(0, 1 << 20), *((page(number).gpa, PAGE) for number in range(MEMORY_SLOTS_MAX - 1))]
@@ -109,6 +110,9 @@ def test_as_many_regions_as_there_are_slots():
         remove(b, last)
         add(b, last, b.memory.fds[0])
         assert (open_fds(), maps()) == before
+        b.sender().ring.add([(last.gpa + 2 * last.size, 200, False)])
+        b.sender().ring.kick()
+        assert "a buffer outside of guest memory" in host.reason(PEER)
 
 
 @pytest.mark.hostile("memory", "a region removed in which rings lie", "no effect: they stop")
