@@ -20,7 +20,7 @@ struct region_table {
     uint32_t count;
     uint32_t places; /* of `first`; 0: there is no index, and the search is over all regions */
     uint32_t shift;  /* a place is 1 << shift bytes of GPAs */
-    uint16_t first[REGION_PLACES + 1]; /* the first region that ends in a place or later, or the last */
+    uint16_t first[REGION_PLACES + 1]; /* the first region that ends there or later, or the last */
     struct region region[REGION_COUNT_MAX];
 };
 
