@@ -1,5 +1,6 @@
 """A port's lines are bounded by kind, the rest are counted, and other ports are not affected."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -163,4 +164,37 @@ def test_what_cannot_be_written_is_told_and_the_next_is_tried() -> None:
         assert writer.put("to nobody")
         assert isinstance(failures.get(timeout=10), BrokenPipeError)
     assert writer.close()
+    os.close(fd)
+
+
+def test_a_pipe_that_does_not_wait_is_waited_for() -> None:
+    """Whoever we share it with may have set that, as ssh and node.js do."""
+    source, fd = os.pipe()
+    size = fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(fd, False)
+    writer = Writer(fd, 8, unexpected)
+    texts = [letter * size + "\n" for letter in "abc"]
+    assert all(map(writer.put, texts))
+    assert not writer.close()
+    with os.fdopen(source) as pipe:
+        assert [pipe.readline() for _ in texts] == texts
+    assert writer.close()
+    os.close(fd)
+
+
+def test_what_was_cut_ends_where_the_next_begins() -> None:
+    """As on a disk that was full and has room again: here a file that may not grow."""
+    fd = os.memfd_create("summaries", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    failures: queue.Queue[OSError] = queue.Queue()
+    writer = Writer(fd, 8, failures.put)
+    for _ in range(2):
+        assert writer.put("a" * 5000 + "\n")
+        assert failures.get(timeout=10).errno == errno.EPERM
+    os.lseek(fd, 0, os.SEEK_SET)
+    assert writer.put("b\n")
+    assert writer.put("c\n")
+    assert writer.close()
+    assert os.pread(fd, 6, 0) == b"\nb\nc\na"
     os.close(fd)

@@ -16,6 +16,7 @@ pipe full that it should read would else hold up every message of every front-en
 import logging
 import os
 import queue
+import select
 import threading
 from collections.abc import Callable
 
@@ -95,13 +96,24 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        end_of_cut = b""  # of a text of which a part was written
         while (text := self._texts.get()) is not None:
-            data = text.encode(errors="backslashreplace")
+            left = whole = end_of_cut + text.encode(errors="backslashreplace")
             try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
+                while left:
+                    left = left[self._write(left) :]
+                end_of_cut = b""
             except OSError as error:  # its reader has gone, or the disk is full
+                end_of_cut = end_of_cut if left is whole else b"\n"
                 self._failed(error)
+
+    def _write(self, data: bytes) -> int:
+        """How much was. Whoever else has this file may have told it not to wait."""
+        while True:
+            try:
+                return os.write(self._fd, data)
+            except BlockingIOError:
+                select.select([], [self._fd], [])
 
 
 class LogWriter(logging.Handler):
