@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import tempfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -169,6 +170,18 @@ def test_regions_that_do_not_are_two(gpa, offset, size):
     with pytest.raises(ValueError, match="in one region"):
         memory.read(gpa - 1, 2)
     assert memory.read(gpa, 4096).tobytes() == b"\1" * 4096
+    os.close(fd)
+
+
+def test_regions_that_adjoin_over_all_addresses_are_refused():
+    """Their size, rounded up to whole pages, is none: two of them had been put over other maps."""
+    fd = os.memfd_create("guest-memory")
+    os.ftruncate(fd, (1 << 63) - 1)
+    ends = 0, 4096, 8192, 1 << 63, (1 << 64) - 1
+    regions = [(begin, end - begin, begin, 0, fd) for begin, end in pairwise(ends)]
+    with pytest.raises(ProtocolError, match="side by side"):
+        GuestMemory(regions)
+    assert map_count() == 0
     os.close(fd)
 
 

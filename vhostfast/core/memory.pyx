@@ -167,6 +167,8 @@ cdef class GuestMemory:
         run.gpa, _, run.uva, offset, _ = regions[begin]
         run.size = regions[end - 1][0] + regions[end - 1][1] - run.gpa
         self.table.count += 1
+        if run.size >> 63:  # rounded up to pages it may be 0
+            raise ProtocolError("guest memory", "bytes side by side", hex(run.size), "below 2^63")
         if end - begin > 1:
             before = offset % page
             area.size = (before + run.size + page - 1) // page * page
