@@ -1,11 +1,14 @@
 """Frames through the fabric: whole, in order, to whom they are for; a lying guest alone pays."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from yard import Shape, Yard
 
 from vhostfast.core.fabric import LEVELS, Fabric, Worker, levels
+from vhostfast.core.ring import Ring
 
 WRITE, NEXT, INDIRECT = 2, 1, 4
 A, B, C = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3))
@@ -437,6 +440,27 @@ def test_sources_are_dealt_in_equal_shares():
             guest.send(frame(BROADCAST, A))
         assert yard.turn() == 2
         assert second.turn() == 2
+
+
+def test_laying_out_takes_no_more_for_each_ring_where_there_are_many():
+    """The workers rest meanwhile: with ten ports of 128 pairs each they had, for 2 s."""
+
+    def peak(pairs: int) -> int:
+        fabric = Fabric("learn")
+        workers = [Worker(fabric) for _ in range(2)]
+        ports = [fabric.add_port(f"port{i}") for i in range(4)]
+        for port in ports:
+            for index in range(2 * pairs):
+                port.attach(Ring(index))
+        tracemalloc.start()
+        fabric.lay_out()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(workers) == 2
+        return most
+
+    peak(1)
+    assert peak(128) < 6 * peak(32)
 
 
 def test_counters_are_named_in_one_place():

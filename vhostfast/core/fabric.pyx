@@ -310,7 +310,7 @@ cdef class Fabric:
         for one in self.workers:
             watched |= (<Worker>one).kicks
         for worker, share in zip(self.workers, shares):
-            targets = [ring for source in share for ring in self._targets(*source)]
+            targets = self._targets(share)
             for ring in targets:
                 fillers.setdefault(ring, set()).add(worker)
             worker.set_sources(share, targets)
@@ -331,14 +331,19 @@ cdef class Fabric:
                         port.c.fault = port.c.fault or FAULT_KICK
                         os.eventfd_write(port.c.event_fd, 1)
 
-    def _targets(self, port, ring):
-        """The receive rings that frames of a transmit ring may reach."""
+    def _targets(self, list sources):
+        """The receive rings that frames of these (port, transmit ring) may reach, each once."""
+        receivers = {port: port.receivers for port in self.ports}
         if self.forward == "learn":
-            return [r for other in self.ports if other is not port for r in other.receivers]
-        peer = self.ports_by_index.get(port.index ^ 1)
-        target = {"loopback": port, "patch": peer}.get(self.forward)
-        receivers = target.receivers if target is not None else []
-        return [receivers[ring.index // 2 % len(receivers)]] if receivers else []
+            senders = {port for port, _ in sources}
+            return [ring for port in self.ports if senders - {port} for ring in receivers[port]]
+        reached = {}
+        for port, ring in sources:
+            peer = self.ports_by_index.get(port.index ^ 1)
+            rings = receivers.get({"loopback": port, "patch": peer}.get(self.forward))
+            if rings:
+                reached[rings[ring.index // 2 % len(rings)]] = None
+        return list(reached)
 
     def inject(self, Port port not None, const uint8_t[::1] frame not None):
         """Send a frame as if the port's guest had. The workers rest meanwhile."""
