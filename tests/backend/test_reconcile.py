@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,8 +17,10 @@ from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Port
 from vhostfast.driver import Frontend, GuestMemory
 from vhostfast.driver.frontend import FEATURES
+from vhostfast.errors import ProtocolError
 from vhostfast.protocol.features import Offer, VirtioFeature
 from vhostfast.protocol.message import (
+    LOG_PAGE,
     U64,
     MemoryTable,
     Region,
@@ -388,6 +391,41 @@ def test_old_memory_is_unmapped_after_the_pause():
         own, before, after = 1, 3, 4
         assert seen == [own + before + after]
         assert maps_of(vm.memory) == own + after
+
+
+@pytest.mark.hostile("memory", "a new table in which one of two rings is misaligned", "port closes")
+def test_where_one_ring_cannot_move_none_runs():
+    """Half of them in the new memory, which then vanished, had ended the process."""
+    left: list[set[int]] = []
+
+    class Watching(FabricPort):
+        def __init__(self, port: Port, workers: Workers) -> None:
+            super().__init__(port, workers)
+            self.paused = self.watched
+
+        @contextmanager
+        def watched(self) -> Iterator[None]:
+            try:
+                with self._workers.paused():
+                    yield
+            except ProtocolError:
+                left.append(set(self.port.rings))
+                raise
+
+    size = 1 << 20
+    with Host("learn", ports=3) as host, GuestMemory(((0, size + LOG_PAGE),)) as new:
+        host.ports[0] = Watching(host.ports[0].port, host.workers)
+        vm, a, b = (host.vm(i, regions=((0, size),), protocol_features=BY_TABLE) for i in range(3))
+        (old,) = vm.memory.regions
+        first, second = (vm.frontend.addresses(vring) for vring in vm.frontend.rings)
+        at = (second.desc - old.uva) // LOG_PAGE * LOG_PAGE
+        assert first.used < old.uva + at < second.desc < second.used
+        low, high = cut(vm.memory, at).regions
+        table = MemoryTable((low, replace(high, mmap_offset=at + 8)))
+        vm.frontend.request(Request.SET_MEM_TABLE, table, [new.fds[0]] * 2)
+        assert "vring 1: desc is" in host.reason(0)
+        assert left == [set()]
+        assert carry(a, b, FRAMES) == FRAMES
 
 
 @pytest.mark.hostile("memory", "the same table of another file", "delivered")

@@ -11,8 +11,8 @@ again for each queue pair.
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
@@ -126,7 +126,7 @@ class World:
         if self._watch is not None:
             unlogged = (_unlogged(session, vring) for _, vring in wanted.values())
             self._watch.prepare(memory, log, frozenset(filter(None, unlogged)))
-        with self.dataplane.paused():
+        with self.dataplane.paused(), self._all_or_none():
             for number, (shape, _) in list(rings.items()):
                 if number not in wanted or wanted[number][0] != shape:
                     self._stop(vrings.get(number), number)
@@ -142,8 +142,7 @@ class World:
         """Stop everything; not a byte is written after it."""
         if self._rings:
             with self.dataplane.paused():
-                for index in list(self._rings):
-                    self._stop(None, index)
+                self._stop_all()
         if self._watch is not None:
             self._watch.close()
         self._memory = ((), None)
@@ -176,6 +175,20 @@ class World:
         return self._log[1]
 
     # --- Rings ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """No ring runs if one can't: with some in the old memory and some in the new, a page that
+        vanishes of the one would be nobody's, and end the process."""
+        try:
+            yield
+        except BaseException:
+            self._stop_all()
+            raise
+
+    def _stop_all(self) -> None:
+        for index in list(self._rings):
+            self._stop(None, index)
 
     def _stop(self, vring: Vring | None, index: int) -> None:
         _, ring = self._rings.pop(index)
