@@ -325,7 +325,7 @@ def maps_of(memory: GuestMemory) -> int:
 
 
 def cut(memory: GuestMemory, at: int) -> MemoryTable:
-    """The same memory, its last region told as two."""
+    """The same memory, its last region told as two; they don't adjoin if cut amid a page."""
     *others, last = memory.regions
     rest = Region(last.gpa + at, last.size - at, last.uva + at, last.mmap_offset + at)
     return MemoryTable((*others, Region(last.gpa, at, last.uva, last.mmap_offset), rest))
@@ -340,7 +340,7 @@ def test_memory_is_replaced_under_traffic_and_nothing_is_lost():
             for i in range(40):
                 flow.take(10)
                 for vm in (a, b):
-                    table = cut(vm.memory, 0x90000 + 0x1001 * i)
+                    table = cut(vm.memory, 0x90800 + 0x1001 * i)
                     fds = [*vm.memory.fds, vm.memory.fds[-1]]
                     vm.frontend.request(Request.SET_MEM_TABLE, table, fds, ack=True)
                     assert maps_of(vm.memory) == maps[vm is b] + 1, "the old map is still there"
@@ -357,7 +357,7 @@ def test_the_same_table_again_keeps_the_map():
         clear(a.sender().call_fd)
         a.frontend.tell_memory()
         assert host.ports[0].port.rings[1].memory is before
-        table = cut(a.memory, 0x90000)
+        table = cut(a.memory, 0x90800)
         a.frontend.request(
             Request.SET_MEM_TABLE, table, [*a.memory.fds, a.memory.fds[-1]], ack=True
         )
@@ -387,7 +387,7 @@ def test_old_memory_is_unmapped_after_the_pause():
         vm.start()
         seen.clear()
         fds = [*vm.memory.fds, vm.memory.fds[-1]]
-        vm.frontend.request(Request.SET_MEM_TABLE, cut(vm.memory, 0x90000), fds, ack=True)
+        vm.frontend.request(Request.SET_MEM_TABLE, cut(vm.memory, 0x90800), fds, ack=True)
         own, before, after = 1, 3, 4
         assert seen == [own + before + after]
         assert maps_of(vm.memory) == own + after

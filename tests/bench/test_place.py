@@ -51,11 +51,13 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     place.require_fds(Plan())
     assert limits == [(1024, 20000)]
     place.require_fds(Plan(Workload(ports=256)))
-    assert limits[1:] == [(5248, 20000)]
+    assert limits[1:] == [(5504, 20000)]
     place.require_fds(Plan(Workload(ports=128)))
     assert limits[2:] == []
+    place.require_fds(Plan(Workload(ports=256, busy="2", regions=8)))
+    assert limits[2:] == [(7296, 20000)]
     limits.append((1024, 8192))
-    with pytest.raises(EnvironmentLacks, match=r"256 guests of 4 .* need 11392 .* and 8192 are al"):
+    with pytest.raises(EnvironmentLacks, match=r"256 guests of 4 .* need 11648 .* and 8192 are al"):
         place.require_fds(Plan(Workload(ports=256, queues=4)))
 
 
