@@ -177,7 +177,7 @@ class Scene:
         """Of each port of the first switch: frames received from its guest, and sent to it."""
         told = len(self.switch.output)
         self.switch.process.send_signal(signal.SIGUSR1)
-        self.switch.wait_for("^workers: ", told)
+        self.switch.wait_for("^[-0-9: ]+ workers: ", told)
         line = r" (p\d+): received (\d+) packets \(\d+ bytes\), sent (\d+)"
         found = re.findall(line, self.switch.output[told:], re.MULTILINE)
         return {name: (int(received), int(sent)) for name, received, sent in found}

@@ -125,7 +125,7 @@ def counters(switch: Switch) -> list[tuple[int, int, int]]:
     """Of each port: packets and bytes received from its guest, packets sent to it."""
     told = len(switch.output)
     switch.process.send_signal(signal.SIGUSR1)
-    switch.wait_for("^workers: ", told)
+    switch.wait_for("^[-0-9: ]+ workers: ", told)
     line = r" p\d+: received (\d+) packets \((\d+) bytes\), sent (\d+) packets.*$"
     found = list(re.finditer(line, switch.output[told:], re.MULTILINE))
     assert not [row[0] for row in found if "malformed" in row[0] or "too_big" in row[0]]
