@@ -3,8 +3,9 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -366,23 +367,29 @@ def test_the_same_table_again_keeps_the_map():
         assert carry(a, b, FRAMES) == FRAMES
 
 
+Pause = AbstractContextManager[None]
+
+
+class Watched(FabricPort):
+    """`pause` is what its pauses are: told of the port, and of who stops the workers."""
+
+    def __init__(self, host: Host, index: int, pause: Callable[[Port, Workers], Pause]) -> None:
+        super().__init__(host.ports[index].port, host.workers)
+        self.paused = partial(pause, self.port, host.workers)
+
+
 def test_old_memory_is_unmapped_after_the_pause():
     """It can take milliseconds, and the other ports wait."""
     seen: list[int] = []
 
-    class Watching(FabricPort):
-        def __init__(self, port: Port, workers: Workers) -> None:
-            super().__init__(port, workers)
-            self.paused = self.watched
-
-        @contextmanager
-        def watched(self) -> Iterator[None]:
-            with self._workers.paused():
-                yield
-                seen.append(maps_of(vm.memory))
+    @contextmanager
+    def pause(_: Port, workers: Workers) -> Iterator[None]:
+        with workers.paused():
+            yield
+            seen.append(maps_of(vm.memory))
 
     with Host() as host:
-        host.ports[0] = Watching(host.ports[0].port, host.workers)
+        host.ports[0] = Watched(host, 0, pause)
         vm = host.vm(0, start=False)
         vm.start()
         seen.clear()
@@ -398,23 +405,18 @@ def test_where_one_ring_cannot_move_none_runs():
     """Half of them in the new memory, which then vanished, had ended the process."""
     left: list[set[int]] = []
 
-    class Watching(FabricPort):
-        def __init__(self, port: Port, workers: Workers) -> None:
-            super().__init__(port, workers)
-            self.paused = self.watched
-
-        @contextmanager
-        def watched(self) -> Iterator[None]:
-            try:
-                with self._workers.paused():
-                    yield
-            except ProtocolError:
-                left.append(set(self.port.rings))
-                raise
+    @contextmanager
+    def pause(port: Port, workers: Workers) -> Iterator[None]:
+        try:
+            with workers.paused():
+                yield
+        except ProtocolError:
+            left.append(set(port.rings))
+            raise
 
     size = 1 << 20
     with Host("learn", ports=3) as host, GuestMemory(((0, size + LOG_PAGE),)) as new:
-        host.ports[0] = Watching(host.ports[0].port, host.workers)
+        host.ports[0] = Watched(host, 0, pause)
         vm, a, b = (host.vm(i, regions=((0, size),), protocol_features=BY_TABLE) for i in range(3))
         (old,) = vm.memory.regions
         first, second = (vm.frontend.addresses(vring) for vring in vm.frontend.rings)
