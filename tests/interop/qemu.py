@@ -24,6 +24,7 @@ PROGRAM = "qemu-system-x86_64"
 MEMORY = "262152K"
 KERNEL_ARGUMENTS = "console=ttyS0 quiet tsc=reliable no_timer_check panic=-1"
 BOOT_TIMEOUT_S = 60
+MEMORY_BLOCKS = "/sys/devices/system/memory/memory[0-9]*"
 DIMM_MIB = 128  # a block of Linux's memory
 END_OF_ANSWER = re.compile(rb"\x1e(\d+)\n")  # as guest.c writes it
 MEMORY_NAME = "memory-backend-memfd"
@@ -134,11 +135,15 @@ class Guest(Child):
         return self.result(timeout_s)
 
     def plug(self, number: int) -> None:
-        """Plug a DIMM, whose file is its own, into a slot."""
+        """Plug a DIMM, whose file is its own, into a slot, and wait until the guest has seen it."""
         name, size = f"memory{number}", DIMM_MIB << 20
         options = {"id": name, "size": size, "share": True}
+        before = self.run(f"ls -d {MEMORY_BLOCKS} | wc -l").strip()
         self.control("object-add", **{"qom-type": MEMORY_NAME, **options})
         self.control("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=name)
+        # Asked to let go of one that it hasn't seen, a guest doesn't hear it: ACPI tells of both
+        # by one event, and it takes it for the first.
+        self.run(f"while [ $(ls -d {MEMORY_BLOCKS} | wc -l) = {before} ]; do sleep 0.05; done")
 
     def unplug(self, number: int, timeout_s: float = 20) -> None:
         """Ask the guest to let a DIMM go, and wait until it is gone."""
