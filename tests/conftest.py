@@ -5,10 +5,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from host import closed
 
 
 def open_fds() -> dict[int, str]:
-    """Every fd of this process and what it is: a path, or a kind and an inode."""
+    """Every fd of this process and what it is: a path, or a kind and an inode. Those that a thread
+    is about to close are none."""
+    closed()
     fds = {}
     for name in os.listdir("/proc/self/fd"):
         try:

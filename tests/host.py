@@ -341,5 +341,12 @@ def eventually(holds: Any) -> None:
         os.sched_yield()
 
 
+def closed() -> None:
+    """Wait until what front-ends have sent is closed, as far as it is to be: threads do it."""
+    for thread in threading.enumerate():
+        if thread.name == "vhostfast-closing":
+            thread.join(PATIENCE_S)
+
+
 def readable(fd: int, timeout_s: float = 0) -> bool:
     return bool(select.select([fd], [], [], timeout_s)[0])

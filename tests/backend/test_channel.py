@@ -7,7 +7,8 @@ from struct import pack
 
 import pytest
 
-from vhostfast.backend.channel import UNSENT_MAX, Channel, close_fds
+from vhostfast.backend.channel import UNSENT_MAX, Channel
+from vhostfast.backend.closing import close_fds
 from vhostfast.errors import Disconnected, ProtocolError
 
 MESSAGE = pack("=III", 5, 1, 8) + b"12345678"
@@ -16,8 +17,10 @@ MESSAGE = pack("=III", 5, 1, 8) + b"12345678"
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
-    with Channel(ours) as channel, theirs:
+    channel = Channel(ours)
+    with theirs:
         yield channel, theirs
+    close_fds(channel.hang_up())
 
 
 @pytest.fixture
@@ -89,6 +92,40 @@ def test_two_messages_in_one_segment_keep_their_own_fds(pair, files):
     assert same_file(first, got[0][0])
     assert same_file(second, got[2][0])
     close_fds(got[0] + got[2])
+
+
+@pytest.mark.parametrize("in_one", [False, True])
+def test_each_of_many_messages_has_its_own_fds(pair, files, in_one):
+    """Whatever of them is in the queue when it is looked at."""
+    channel, theirs = pair
+    counts = (0, 1, 0, 0, 8, 2, 0, 7, 0)
+    sent = [files(count) for count in counts]
+    got = []
+    for number, fds in enumerate(sent):
+        data = MESSAGE if number % 2 else pack("=III", 3, 1, 0)
+        for at in range(len(data)):
+            send(theirs, data[at : at + 1], () if at else fds)
+        if not in_one:
+            got.append(channel.receive().fds)
+    while in_one and (message := channel.receive()) is not None:
+        got.append(message.fds)
+    assert [len(fds) for fds in got] == list(counts)
+    for ours, of_file in zip(got, sent, strict=True):
+        assert all(same_file(*fds) for fds in zip(ours, of_file, strict=True))
+        close_fds(ours)
+
+
+@pytest.mark.parametrize("at", [0, 5, 11])
+def test_a_byte_out_of_band_is_one_like_others(pair, files, at):
+    channel, theirs = pair
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files(1)))
+    if at:
+        send(theirs, MESSAGE[:at])
+    theirs.sendmsg([MESSAGE[at : at + 1]], [rights], socket.MSG_OOB)
+    send(theirs, MESSAGE[at + 1 :])
+    message = channel.receive()
+    assert (message.header + message.payload, len(message.fds)) == (MESSAGE, 1)
+    close_fds(message.fds)
 
 
 @pytest.mark.parametrize("cut", range(1, len(MESSAGE)))
@@ -179,13 +216,16 @@ def test_a_header_is_refused_before_its_payload(pair, files, header):
         channel.receive()
 
 
-def test_closing_twice_is_harmless(pair, files):
+def test_what_is_left_to_be_closed_is_given_once(pair, files):
     channel, theirs = pair
-    send(theirs, MESSAGE[:5], files(3))
+    sent, fd = files(3), channel.fileno()
+    send(theirs, MESSAGE[:5], sent)
     assert channel.receive() is None
-    channel.close()
-    channel.close()
-    assert channel.fileno() == -1
+    left = channel.hang_up()
+    assert (left[0], len(left), theirs.recv(1)) == (fd, 4, b"")
+    assert all(same_file(*fds) for fds in zip(sent, left[1:], strict=True))
+    assert (channel.hang_up(), channel.fileno()) == ([], -1)
+    close_fds(left)
 
 
 # --- Out ------------------------------------------------------------------------------------------
@@ -210,8 +250,7 @@ def test_sending_with_fds(pair, files):
     sent = files(2)
     channel.send(MESSAGE, sent)
     assert not channel.want_write
-    with Channel(theirs) as peer:
-        message = peer.receive()
+    message = Channel(theirs).receive()
     assert all(same_file(*fds) for fds in zip(sent, message.fds, strict=True))
     close_fds(message.fds)
 
@@ -227,8 +266,7 @@ def test_a_full_socket_keeps_the_rest_in_order(pair, files):
     channel.flush()
     assert not channel.want_write
     drain(theirs, 4096)
-    with Channel(theirs) as peer:
-        message = peer.receive()
+    message = Channel(theirs).receive()
     assert message.header + message.payload == MESSAGE
     assert len(message.fds) == 1
     close_fds(message.fds)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from host import PATIENCE_S, Flow, Host, carry, frame, mac
+from host import PATIENCE_S, Flow, Host, carry, closed, frame, mac
 
 from vhostfast.backend.worker import FabricPort
 from vhostfast.core.ring import Ring
@@ -33,11 +33,8 @@ FOUR_KIB = Region(0, 4096, 1 << 40, 0)
 
 
 def open_fds() -> int:
+    closed()
     return len(os.listdir("/proc/self/fd"))
-
-
-def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
 
 
 def _memfd(size: int) -> int:
@@ -187,14 +184,15 @@ def test_200_front_ends_leave_nothing_behind():
         b = host.vm(1)
         host.vm(0).close()
         host.reason(0)
-        before = open_fds(), threads()
+        b.frontend.fence()
+        before = open_fds(), threading.active_count()
         for number in range(200):
             a = host.vm(0, fill=False, ring_size=16, queue_pairs=1 + number % 3)
             a.send([frame(number)])
             assert b.receive(1) == [frame(number)]
             a.close()
             host.reason(0)
-            assert (open_fds(), threads()) == before
+            assert (open_fds(), threading.active_count()) == before
 
 
 @pytest.mark.hostile("rings", "a broken ring: its port is served again at once", "port closes")

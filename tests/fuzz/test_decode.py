@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from messages import NET, messages
 
-from vhostfast.backend.channel import Channel, close_fds
+from vhostfast.backend.channel import Channel
+from vhostfast.backend.closing import close_fds
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.message import (
     HEADER_SIZE,
@@ -156,7 +157,8 @@ def test_any_stream_loses_no_fd(raws):
     ours, theirs = socket.socketpair()
     file = os.memfd_create("fuzz")
     session = Session(NET, protocol_features=NET.protocol_features)
-    with Channel(ours) as channel, theirs:
+    channel = Channel(ours)
+    with theirs:
         theirs.setblocking(False)
         with suppress(ProtocolError, Disconnected):
             for (header, payload, fd_count), cut in raws:
@@ -166,7 +168,7 @@ def test_any_stream_loses_no_fd(raws):
                 serve(channel, session)
                 theirs.sendmsg([stream[cut:]])
                 serve(channel, session)
-    close_fds([*session.fds(), file])
+    close_fds([*session.fds(), *channel.hang_up(), file])
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import pytest
-from host import PATIENCE_S, SMALL, Flow, Host, Vm
+from host import PATIENCE_S, SMALL, Flow, Host, Vm, closed
 
 from vhostfast.protocol.message import Flag, Region, Request
 
@@ -19,6 +19,7 @@ FREE = sum(SMALL[-1])  # the first GPA beyond a guest's memory
 
 
 def open_fds() -> int:
+    closed()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -300,6 +301,8 @@ def test_bad_messages(asked, caplog, tmp_path):
     with a reason, a count, no fd left, and nobody else notices."""
     with Host(ports=4) as host:
         a, b = host.vm(2), host.vm(3)
+        for vm in (a, b):
+            vm.frontend.fence()
         idle = open_fds(), maps()
         with Flow(a, b) as flow:
             for number, bad in enumerate(chain(*BAD.values()), 1):
@@ -322,6 +325,7 @@ def test_bad_messages(asked, caplog, tmp_path):
 
 
 def refuse(host: Host, vm: Vm, bad: Bad, asked: bool, folder: str) -> None:
+    vm.frontend.fence()
     before = open_fds(), maps()
     with socket.socket(fileno=os.dup(vm.frontend.wire.fileno())) as sock:
         sock.settimeout(PATIENCE_S)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from host import PATIENCE_S, SMALL, Flow, Host, Vm, carry, eventually, frame
+from host import PATIENCE_S, SMALL, Flow, Host, Vm, carry, closed, eventually, frame
 from logfile import LogFile
 
 from vhostfast.backend import connection
@@ -45,6 +45,7 @@ HOSTILE, PEER, C, D = range(4)
 
 
 def fds() -> int:
+    closed()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -58,6 +59,8 @@ def four(**options: Any) -> Iterator[tuple[Host, Vm, Vm]]:
     """A switch of two patches whose second carries frames, before and after."""
     with Host("patch", ports=4, **options) as host:
         c, d = host.vm(C), host.vm(D)
+        for vm in (c, d):
+            vm.frontend.fence()
         yield host, c, d
         assert carry(c, d, FRAMES) == FRAMES
         assert carry(d, c, FRAMES) == FRAMES
@@ -435,6 +438,7 @@ def test_nothing_is_left_of_who_has_left() -> None:
     with four() as (host, _, _):
         b = host.vm(PEER)
         memory = GuestMemory(((0, 1 << 20), (1 << 20, 1 << 20)), separate=True)
+        b.frontend.fence()
         before = fds(), maps()
         with LogFile() as log:
             a = Vm(host.plug(HOSTILE), memory=memory, fill=False)

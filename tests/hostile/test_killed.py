@@ -197,7 +197,7 @@ def test_a_front_end_is_killed(tmp_path: Path) -> None:
 def settled(switch: Daemon, before: Size) -> Size:
     """What the switch holds once it has closed all that was a killed front-end's."""
     deadline = time.monotonic() + PATIENCE_S
-    while (size := Size.of(switch.pid)).fds > before.fds:
+    while not (size := Size.of(switch.pid)).within(before):
         assert time.monotonic() < deadline, f"{size}, before {before}"
         time.sleep(0.005)
     return size

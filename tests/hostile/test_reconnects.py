@@ -48,6 +48,7 @@ def test_reconnects_leave_nothing_behind(tmp_path: Path) -> None:
         switch.end()
     print(f"\nafter {SETTLED}: {early}\nafter {SETTLED + TIMES}: {late}")
     assert late.pop("anonymous kB") - early.pop("anonymous kB") < RSS_SLACK_KB
+    assert late.pop("threads") <= early.pop("threads")
     assert late == early
     assert counted["vm0"]["connections"] == SETTLED + TIMES
     assert counted["vm1"]["connections"] <= 2  # the probe before the first

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from host import BY_TABLE, Flow, Host, Vm, carry, eventually, frame
+from host import BY_TABLE, Flow, Host, Vm, carry, closed, eventually, frame
 from logfile import LogFile
 
 from vhostfast.driver import GuestMemory
@@ -21,6 +21,7 @@ FRAMES = [frame(i) for i in range(100)]
 
 
 def open_fds() -> int:
+    closed()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -70,6 +71,8 @@ def test_again_and_again():
     """QEMU 7.2 says everything again for each queue pair."""
     with Host() as host, file(4) as fd, LogFile() as log:
         a, b = host.vm(HOSTILE), host.vm(PEER)
+        for vm in (a, b):
+            vm.frontend.fence()
         idle = open_fds(), maps()
         with Flow(a, b) as flow:
             for logged in (False, True):
@@ -98,6 +101,8 @@ def test_as_many_regions_as_there_are_slots():
     regions = [(0, 1 << 20), *((page(number).gpa, PAGE) for number in range(MEMORY_SLOTS_MAX - 1))]
     with Host(ports=4) as host, honest(host):
         a, b = host.vm(HOSTILE), host.vm(PEER, regions=regions, fill=False)
+        for vm in (a, b):
+            vm.frontend.fence()
         before = open_fds(), maps()
         assert b.frontend.request(Request.GET_MAX_MEM_SLOTS) == U64(MEMORY_SLOTS_MAX)
         with pytest.raises(ProtocolError, match="refused"):

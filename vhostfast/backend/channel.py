@@ -1,9 +1,15 @@
 """A unix stream socket that carries whole messages with their fds, for either side.
 
 fds ride on the first byte of a header, so a header is read alone (12 bytes, never more: a longer
-read could swallow the next message's fds) and a payload without room for fds. Surplus fds never
-reach us: the kernel closes them and says MSG_CTRUNC, which ends the connection. Where in the
-header they came can't be told, for the kernel may join two parts, and doesn't matter.
+read could swallow the next message's fds). More than a message may have, or fds with the payload,
+end the connection. Where in the header they came can't be told, for the kernel may join two parts,
+and doesn't matter.
+
+fds for which we had no room the kernel would close, in our own call, and that may wait for whoever
+is behind a file. So the queue is looked at before it is read: that gives us the fds that come next,
+which may be a later message's; then it is read without room for fds, and MSG_CTRUNC says that it
+was theirs that were read: what the kernel closes then is not the last reference. A byte out of band
+is received in line, for else it would be thrown away unseen, and its fds with it.
 
 An fd has one owner: here the channel, while its message is incomplete; then the RawMessage.
 """
@@ -14,20 +20,16 @@ import socket
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
+from vhostfast.backend.closing import close_fds, hang_up
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.message import FDS_MAX, HEADER_SIZE, parse_header
 
 UNSENT_MAX = 65536  # bytes of answers that a peer may leave unread, over 3,000 of them
+LOOK_SIZE = 512  # bytes; more than most messages have
 _FDS_SPACE = socket.CMSG_SPACE(FDS_MAX * array("i").itemsize)
-
-
-def close_fds(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 @dataclass(slots=True)
@@ -44,14 +46,17 @@ class Channel:
 
     A connection waits for `fileno()` and calls `receive` when it is readable, `flush` when it is
     writable and `want_write` is true. Raises Disconnected when the peer is gone, ProtocolError
-    for what no message may be; after either only `close` is of use.
+    for what no message may be; after either only `hang_up` is of use.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._sock = sock
         self._data = bytearray()  # of the message that is on its way, header and payload
         self._fds: list[int] = []
+        self._ahead: list[int] = []  # those that come next, with bytes that are still in the queue
+        self._seen = 0  # bytes there that come with these fds or none
         self._size = HEADER_SIZE  # how long it is, as far as known
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
 
@@ -69,19 +74,14 @@ class Channel:
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
 
-    def close(self) -> None:
-        """Close the socket and every fd that has not been handed on. May be called twice."""
-        self._sock.close()
-        close_fds(self._fds)
-        self._fds = []
+    def hang_up(self) -> list[int]:
+        """End the connection. What is left to be closed: the socket, and every fd that has not been
+        handed on."""
+        fds = hang_up(self._sock) + self._fds + self._ahead
+        self._fds, self._ahead = [], []
         while self._unsent:
-            close_fds(self._unsent.popleft()[1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+            fds += self._unsent.popleft()[1]
+        return fds
 
     # --- In ---------------------------------------------------------------------------------------
 
@@ -111,26 +111,38 @@ class Channel:
 
     def _read(self) -> bool:
         """Whatever has come of the message on its way; False if nothing has."""
-        space = _FDS_SPACE if len(self._data) < HEADER_SIZE else 0
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                self._size - len(self._data), space, socket.MSG_CMSG_CLOEXEC
-            )
+            if not self._ahead and not self._seen:
+                self._look_ahead()
+            size = self._size - len(self._data)
+            data, _, flags, _ = self._sock.recvmsg(size if self._ahead else min(size, self._seen))
         except BlockingIOError:
             return False
         except ConnectionError as error:
             raise Disconnected(str(error)) from error
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._fds.extend(array("i", content))
-        if flags & socket.MSG_CTRUNC or len(self._fds) > FDS_MAX:
-            limit = f"at most {FDS_MAX} with the header"
-            raise ProtocolError("channel", "number of fds", "too large", limit)
+        self._seen = max(self._seen - len(data), 0)
+        if flags & socket.MSG_CTRUNC:  # to these bytes belong the fds that we hold
+            self._fds += self._ahead
+            self._ahead = []
+            if len(self._data) >= HEADER_SIZE or len(self._fds) > FDS_MAX:
+                raise _too_many_fds()
         if not data:
             where = " in the middle of a message" if self._data else ""
             raise Disconnected(f"the peer closed the socket{where}")
         self._data += data
         return True
+
+    def _look_ahead(self) -> None:
+        """Hold the fds that come next, and know of how many bytes that they have no others."""
+        data, ancillary, flags, _ = self._sock.recvmsg(
+            LOOK_SIZE, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC | socket.MSG_PEEK
+        )
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._ahead.extend(array("i", content))
+        if flags & socket.MSG_CTRUNC:
+            raise _too_many_fds()
+        self._seen = len(data)
 
     # --- Out --------------------------------------------------------------------------------------
 
@@ -183,3 +195,8 @@ class Channel:
         if left_s <= 0 or not poll.poll(left_s * 1000):
             raise TimeoutError("the peer does not answer")
         self.flush()
+
+
+def _too_many_fds() -> ProtocolError:
+    limit = f"at most {FDS_MAX} with the header"
+    return ProtocolError("channel", "number of fds", "too large", limit)

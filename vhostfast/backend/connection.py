@@ -14,8 +14,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from vhostfast.backend.budget import TURN_MAX_S, Budget
-from vhostfast.backend.channel import Channel, RawMessage, close_fds
+from vhostfast.backend.channel import Channel, RawMessage
+from vhostfast.backend.closing import Closer
 from vhostfast.backend.reconcile import Dataplane, World
+from vhostfast.backend.sharable import identity, readable_name
 from vhostfast.errors import Disconnected, ProtocolError
 from vhostfast.protocol.features import Offer
 from vhostfast.protocol.message import (
@@ -72,6 +74,7 @@ class Connection:
         self.backend = backend
         self.session = Session(offer)
         self._channel = Channel(sock)
+        self._closer = Closer(backend.name, self._closed)
         self._world = World(backend, witness=witness)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -81,7 +84,8 @@ class Connection:
         self._waited = False
 
     async def serve(self) -> str:
-        """Until the front-end leaves or breaks a rule; returns the reason, which is logged too."""
+        """Until the front-end leaves or breaks a rule, and its fds are closed, which may be long
+        after; returns the reason, which is logged at once."""
         self._loop.add_reader(self.backend.event_fd, self._faulted)
         self._loop.add_reader(self._channel.fileno(), self._readable)
         self._wait_if_due()
@@ -89,9 +93,10 @@ class Connection:
         try:
             reason = await self._ended
             logger.info("%s: disconnected: %s", self.backend.name, reason)
-            return reason
         finally:
             self._close()
+        await self._closer.idle()
+        return reason
 
     def _close(self) -> None:
         for timer in (self._look, self._stalled, self._waits):
@@ -101,8 +106,7 @@ class Connection:
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         with ExitStack() as stack, self.backend.budget.spending():
-            stack.callback(self._channel.close)
-            stack.callback(lambda: close_fds(self.session.fds()))
+            stack.callback(lambda: self._closer.close(self.session.fds() + self._channel.hang_up()))
             stack.callback(self.backend.reset)
             stack.callback(self._world.close)  # the first; each is done, whatever the others raise
 
@@ -131,7 +135,7 @@ class Connection:
     def _readable(self) -> None:
         with self._ending(), self.backend.budget.spending() as spent_s:
             for _ in range(MESSAGES_AT_ONCE):
-                over = self._ended.done() or spent_s() >= TURN_MAX_S
+                over = self._ended.done() or self._closer.full or spent_s() >= TURN_MAX_S
                 raw = None if over else self._channel.receive()
                 if raw is None:
                     break
@@ -149,14 +153,16 @@ class Connection:
             self._stalled = None
 
     def _wait_if_due(self) -> None:
-        """Read no more while the port is in debt to the others for what it has had done."""
+        """Read no more while the port is in debt to the others for what it has had done, or while
+        too many of its fds wait to be closed."""
         wait_s = self.backend.budget.wait_s(self._loop.time())
-        if wait_s == 0.0 or self._ended.done():
+        if self._ended.done() or (wait_s == 0.0 and not self._closer.full):
             return
         self._loop.remove_reader(self._channel.fileno())
         self._watch_for_stall(False)
-        self._waits = self._loop.call_later(min(wait_s, LOOK_AGAIN_S), self._waited_for)
-        if not self._waited:
+        look_s = LOOK_AGAIN_S if self._closer.full else min(wait_s, LOOK_AGAIN_S)
+        self._waits = self._loop.call_later(look_s, self._waited_for)
+        if wait_s > 0.0 and not self._waited:
             self._waited = True
             logger.warning(
                 "%s: its messages take more than its share of the control plane: they have to wait",
@@ -164,11 +170,20 @@ class Connection:
             )
 
     def _waited_for(self) -> None:
+        self._waits = None
+        if self._ended.done():
+            return
         if self._channel.peer_left():
             self._end("the peer closed the socket")
-        elif not self._ended.done():
+        else:
             self._loop.add_reader(self._channel.fileno(), self._readable)
             self._wait_if_due()
+
+    def _closed(self) -> None:
+        """Some fds have been closed, for which we may have waited."""
+        if self._waits is not None:
+            self._waits.cancel()
+            self._waited_for()
 
     def _writable(self) -> None:
         with self._ending():
@@ -219,7 +234,7 @@ class Connection:
             _check_known(message, self.session)
             self.session.apply(message)
         except BaseException:
-            close_fds(raw.fds)
+            self._closer.close(raw.fds)
             raise
         return message
 
@@ -232,7 +247,7 @@ class Connection:
         self.session.rarps.clear()
         if (reply := self.session.reply(message)) is not None:
             self._send(reply)
-        close_fds(self.session.discarded)
+        self._closer.close(self.session.discarded)
         self.session.discarded.clear()
 
     def _refused(self, error: ProtocolError) -> None:
@@ -257,20 +272,18 @@ def _check_kind(message: Message, fds: Sequence[int]) -> None:
     if not isinstance(message.payload, VringFile) and message.request is not Request.SET_LOG_FD:
         return
     for fd in fds:
-        kind = os.readlink(f"/proc/self/fd/{fd}")
+        kind = readable_name(fd)
         if kind != "anon_inode:[eventfd]":
-            named = kind.encode("unicode_escape").decode()  # by the peer: lines, terminal escapes
-            raise ProtocolError(message.request.name, "fd", named, "an eventfd")
+            raise ProtocolError(message.request.name, "fd", kind, "an eventfd")
         os.set_blocking(fd, False)
 
 
 def _check_known(message: Message, session: Session) -> None:
     """A region that is told again comes with the file it came with: else it is another's memory."""
     if isinstance(message.payload, OneRegion):
-        known = dict(session.regions).get(message.payload.region)
-        if known is not None and not os.path.sameopenfile(known, message.fds[0]):
-            limit = "that of the region that is there"
-            raise ProtocolError(message.request.name, "file", "another", limit)
+        known, name = dict(session.regions).get(message.payload.region), message.request.name
+        if known is not None and identity(known, name) != identity(message.fds[0], name):
+            raise ProtocolError(name, "file", "another", "that of the region that is there")
 
 
 def _is_written(region: Region, fd: int) -> bool:

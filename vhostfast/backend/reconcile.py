@@ -10,12 +10,12 @@ again for each queue pair.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
+from vhostfast.backend.sharable import identity
 from vhostfast.backend.watch import Span, Watch
 from vhostfast.core.memory import GuestMemory, Log
 from vhostfast.core.ring import Ring
@@ -101,6 +101,7 @@ class World:
         self.dataplane = dataplane
         self._watch = Watch(dataplane.name, dataplane.count) if witness else None
         self._regions: object = ()  # the session's, as last looked at: each file of 509 takes time
+        self._files: dict[int, tuple[int, int]] = {}  # theirs
         self._memory: tuple[object, GuestMemory | None] = ((), None)
         self._log: tuple[object, Log | None] = (None, None)
         self._rings: dict[int, tuple[Shape, Ring]] = {}
@@ -154,22 +155,28 @@ class World:
         """The map of the session's regions: the one that we have, if it is of the same files."""
         if session.regions is self._regions:
             return self._memory[1]
-        identity = tuple((region, _file(fd)) for region, fd in session.regions)
-        if identity != self._memory[0]:
+        known = self._files  # still open, so an fd that is among them is the same file
+        self._files = {
+            fd: known.get(fd) or identity(fd, "guest memory") for _, fd in session.regions
+        }
+        named = tuple((region, self._files[fd]) for region, fd in session.regions)
+        if named != self._memory[0]:
             regions = [(r.gpa, r.size, r.uva, r.mmap_offset, fd) for r, fd in session.regions]
-            self._memory = (identity, GuestMemory(regions) if regions else None)
+            self._memory = (named, GuestMemory(regions) if regions else None)
         self._regions = session.regions
         return self._memory[1]
 
     def _map_log(self, session: Session) -> Log | None:
         log, event_fd = session.log, -1 if session.log_fd is None else session.log_fd
         new: Log | None = None
-        identity = None if log is None else (_file(log.fd), log.size, log.offset, event_fd)
-        if identity != self._log[0]:
+        named: object = None
+        if log is not None:
+            named = (identity(log.fd, "SET_LOG_BASE"), log.size, log.offset, event_fd)
+        if named != self._log[0]:
             witness = self._watch is not None
             if log is not None:
                 new = Log(log.fd, log.size, log.offset, event_fd=event_fd, witness=witness)
-            self._log = (identity, new)
+            self._log = (named, new)
             what = f"covers {new.page_count} pages" if new else "is dropped"
             logger.info("%s: the migration log %s", self.dataplane.name, what)
         return self._log[1]
@@ -261,8 +268,3 @@ def _unlogged(session: Session, vring: Vring) -> Span | None:
 
 def _actual(ring: Ring) -> tuple[int, GuestMemory | None, Log | None, int | None]:
     return (ring.call_fd, ring.memory, ring.log, ring.used_log)
-
-
-def _file(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino

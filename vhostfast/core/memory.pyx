@@ -34,8 +34,7 @@ cdef extern from "guard.h" nogil:
     bint guard_run(guard *guard, void (*body)(void *) noexcept, void *argument)
 
 cdef extern from "linux/magic.h" nogil:
-    long BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC
-    long XFS_SUPER_MAGIC
+    long HUGETLBFS_MAGIC
 
 cdef extern from "sys/vfs.h" nogil:
     struct statfs:
@@ -70,23 +69,17 @@ cdef void mark_body(void *argument) noexcept nogil:
 bell_install()
 
 
-cdef bint never_waits(long kind) noexcept:
-    """Others, such as FUSE, may let a worker that touches a page wait for ever, and all with it."""
-    return (kind == TMPFS_MAGIC or kind == HUGETLBFS_MAGIC or kind == RAMFS_MAGIC
-            or kind == EXT4_SUPER_MAGIC or kind == XFS_SUPER_MAGIC or kind == BTRFS_SUPER_MAGIC)
-
-
 cdef mapping look_at(int fd, uint64_t offset, uint64_t size, str what):
-    """How [offset, offset + size) of a file would be mapped: from the page that holds `offset`."""
+    """How [offset, offset + size) of a file would be mapped: from the page that holds `offset`. To
+    look may wait for who serves the file: of a peer's, backend/sharable.py looks first."""
     cdef mapping result
     cdef statfs of_file
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise ProtocolError(what, "fd", f"a {stat.filemode(status.st_mode)[0]!r} file",
                             "a regular file or memfd: memory that can be shared (share=on)")
-    if fstatfs(fd, &of_file) < 0 or not never_waits(of_file.f_type):
-        raise ProtocolError(what, "fd", f"on a file system of type {of_file.f_type:#x}",
-                            "a memfd or on tmpfs, hugetlbfs, ext4, xfs or btrfs")
+    if fstatfs(fd, &of_file) < 0:
+        raise ProtocolError(what, "fd", os.strerror(errno), "on a file system that can be asked")
     if offset > <uint64_t>status.st_size or size > status.st_size - offset:
         raise ProtocolError(what, "its end in the file", offset + size,
                             f"at most the file's size, {status.st_size}")

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import select
@@ -28,6 +29,7 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable
 
+from vhostfast.backend.closing import Closer, aside, close_fds, hang_up
 from vhostfast.errors import EnvironmentLacks
 
 log = logging.getLogger("vhostfast")
@@ -66,7 +68,8 @@ class Listener:
             undo.callback(os.close, self._lock)
             undo.callback(_unlink, path + ".lock")
             _remove_dead(path)
-            self._sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(_stop_listening, self._sock)
             self._file = _bind(self._sock, path, mode, group)
             undo.callback(self._unlink_own)
             self._sock.listen(BACKLOG)
@@ -92,8 +95,9 @@ class Listener:
     async def run(self, serve: Serve, refused: Refused = lambda: None) -> None:
         """Serve one front-end after the other until cancelled."""
         current: asyncio.Task[None] | None = None
+        sock: socket.socket | None = None
         peer: socket.socket | None = None
-        refusals = 0
+        refusals, closer = 0, Closer(self.name)
         log.info("%s: listening on %s", self.name, self.path)
         try:
             while True:
@@ -102,7 +106,7 @@ class Listener:
                 if current and peer and not current.done() and not _left(peer):
                     why = why or "a front-end is connected"
                 if why:
-                    _refuse(self.name, sock, why, refused)
+                    await _refuse(self.name, sock, why, refused, closer)
                     refusals += 1
                     if refusals % REFUSED_AT_ONCE == 0:
                         await asyncio.sleep(REFUSED_PAUSE_S)
@@ -110,17 +114,23 @@ class Listener:
                 if current:
                     await asyncio.wait([current])  # its rings must be down before the next
                 peer = sock
-                current = asyncio.create_task(_serve_one(self.name, sock, serve))
+                current = asyncio.create_task(_serve_one(self.name, sock, serve, closer))
         finally:
             if current:
                 current.cancel()
                 await asyncio.wait([current])
+            if sock:  # it may not have been served yet
+                closer.close(hang_up(sock))
 
     async def _accept(self) -> socket.socket:
-        loop = asyncio.get_running_loop()
+        """Not by loop.sock_accept(): cancelled, it may drop a connection, which is then closed."""
         while True:
             try:
-                return (await loop.sock_accept(self._sock))[0]
+                sock, _ = self._sock.accept()
+                sock.setblocking(False)
+                return sock
+            except BlockingIOError:
+                await _readable(self._sock)
             except OSError as error:
                 log.error("%s: cannot accept on %s: %s", self.name, self.path, error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
@@ -151,17 +161,17 @@ class Connector:
         that held for longer than that starts the count anew; one that ends at once doesn't.
         """
         clock = asyncio.get_running_loop().time
-        delay, told = RETRY_FIRST_S, 0
+        delay, told, closer = RETRY_FIRST_S, 0, Closer(self.name)
         while True:
             try:
                 sock, error = _connect(self.path)
             except OSError as failed:  # no file descriptor is left: there may be one later
                 sock, error = None, failed.errno or 0
             if sock is not None and (why := _unwelcome(sock, self._uids)):
-                _refuse(self.name, sock, why, refused)
+                await _refuse(self.name, sock, why, refused, closer)
             elif sock is not None:
                 began, told = clock(), 0
-                await _serve_one(self.name, sock, serve)
+                await _serve_one(self.name, sock, serve, closer)
                 if clock() - began > RETRY_MAX_S:
                     delay = RETRY_FIRST_S
             elif error != told:  # once a cause, not once an attempt
@@ -171,7 +181,7 @@ class Connector:
             delay = min(2 * delay, RETRY_MAX_S)
 
 
-async def _serve_one(name: str, sock: socket.socket, serve: Serve) -> None:
+async def _serve_one(name: str, sock: socket.socket, serve: Serve, closer: Closer) -> None:
     """One connection, to its end; what escapes from it is a bug, and costs only this port."""
     log.info("%s: %s connected", name, _who(sock))
     try:
@@ -179,7 +189,7 @@ async def _serve_one(name: str, sock: socket.socket, serve: Serve) -> None:
     except Exception:
         log.exception("%s: connection closed by a bug in vhostfast", name)
     finally:
-        sock.close()
+        closer.close(hang_up(sock))
 
 
 def _connect(path: str) -> tuple[socket.socket | None, int]:
@@ -195,6 +205,15 @@ def _connect(path: str) -> tuple[socket.socket | None, int]:
         return sock, 0
     sock.close()
     return None, error
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 def _left(peer: socket.socket) -> bool:
@@ -227,10 +246,27 @@ def _unwelcome(sock: socket.socket, uids: frozenset[int] | None) -> str | None:
     return f"of users only {', '.join(str(uid) for uid in sorted(uids))} may (--allow-uid)"
 
 
-def _refuse(name: str, sock: socket.socket, why: str, refused: Refused) -> None:
+async def _refuse(
+    name: str, sock: socket.socket, why: str, refused: Refused, closer: Closer
+) -> None:
+    """The peer is told at once; the next one has to wait until what it has sent is closed."""
     log.warning("%s: refused %s: %s", name, _who(sock), why)
-    sock.close()
+    closer.close(hang_up(sock))
     refused()
+    await closer.idle()
+
+
+def _stop_listening(sock: socket.socket) -> None:
+    """Whoever waits to be accepted may have sent fds, which would be closed with the socket."""
+    sock.shutdown(socket.SHUT_RDWR)
+    try:
+        waiting = [sock.accept()[0].detach()]
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EINVAL):  # nobody does
+            sock.close()
+            return
+        waiting = []
+    aside(functools.partial(close_fds, [*waiting, sock.detach()]))
 
 
 def _take_lock(path: str) -> int:

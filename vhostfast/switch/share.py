@@ -17,7 +17,8 @@ from vhostfast.switch.config import Config
 log = logging.getLogger("vhostfast")
 
 FDS_OF_PAIR = 6
-FDS_OF_PORT = 48  # sockets, lock, memory, log, and a message's 8 that come before the old 8 go
+FDS_OF_PORT = 48  # sockets, lock, memory, log, a message's 8 that come before the old 8 go, and 16
+# that wait to be closed (backend/closing.py)
 REGIONS_OF_PORT = 8  # in these 48
 FDS_OF_WORKER = 2
 FDS_OF_SWITCH = 64
