@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +34,7 @@ from vhostfast.core import memory as mapped
 from vhostfast.core.fabric import Fabric, Worker
 from vhostfast.core.ring import Ring
 from vhostfast.driver import Frontend, GuestMemory, Vring, mac
+from vhostfast.errors import EnvironmentLacks
 
 SHARE = 0.5
 MEMORY = ((0, 64 << 20),)
@@ -189,9 +190,17 @@ CONTROL: dict[str, Callable[[Frontend], None]] = {
 }
 
 
-def ran_ns(pid: int) -> int:
-    """For how long the worker's thread has run: the last that the switch has begun."""
-    thread = max(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name))
+def worker_of(pid: int) -> Path:
+    """The switch's thread that is on WORKER_CPU alone; others come and go."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            if int(thread.name) != pid and os.sched_getaffinity(int(thread.name)) == {WORKER_CPU}:
+                return thread
+    raise EnvironmentLacks(f"no thread of process {pid} is on CPU {WORKER_CPU} alone")
+
+
+def ran_ns(thread: Path) -> int:
+    """For how long it has run."""
     return int((thread / "schedstat").read_text().split()[0])
 
 
@@ -206,12 +215,13 @@ def control(seconds: float) -> dict[str, float]:
         try:
             with Frontend(path, space) as frontend:
                 frontend.start()
+                worker = worker_of(switch.pid)
                 for row, act in CONTROL.items():
-                    began, before = time.monotonic_ns(), ran_ns(switch.pid)
+                    began, before = time.monotonic_ns(), ran_ns(worker)
                     while time.monotonic_ns() < began + seconds * 1e9:
                         act(frontend)
                     spent = time.monotonic_ns() - began
-                    shares[row] = (ran_ns(switch.pid) - before) / spent
+                    shares[row] = (ran_ns(worker) - before) / spent
         finally:
             switch.terminate()
             switch.wait()

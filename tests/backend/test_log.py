@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from host import BY_TABLE, Flow, Host, Vm, carry, eventually, frame, readable
+from host import BY_TABLE, Flow, Host, Vm, carry, closed, eventually, frame, readable
 from logfile import LogFile, end, log_all
 
 from vhostfast.driver import Frontend, GuestMemory
@@ -86,6 +86,7 @@ def test_a_migration_that_is_cancelled_leaves_nothing():
         log.clear()
         assert carry(a, b, FRAMES) == FRAMES
         assert not log.pages()
+        closed()
         inode = os.fstat(log.fd).st_ino
         ours = [fd for fd in os.listdir("/proc/self/fd") if _inode(fd) == inode]
         assert ours == [str(log.fd)], "the log's file is still held"

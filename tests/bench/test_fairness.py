@@ -15,6 +15,7 @@ def test_every_row_has_its_turn(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--rounds=2", "--seconds=0.05", f"--json={out}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode in (0, 1), run.stderr
+    assert out.exists(), run.stderr
     found = json.loads(out.read_text())
     assert found["rings"].keys() == fairness.THIRD.keys()
     assert found["control"].keys() == fairness.CONTROL.keys()
