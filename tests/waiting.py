@@ -137,7 +137,22 @@ UFFD_API, MODE_MISSING = 0xAA, 1
 
 @contextmanager
 def held() -> Iterator[int]:
-    """An eventfd in an epoll whose lock is held: by who is to be told of it where no page is."""
+    """An eventfd in an epoll whose lock is held."""
+    with _held() as (_, fd):
+        yield fd
+
+
+@contextmanager
+def held_epoll() -> Iterator[int]:
+    """An epoll whose lock is held: whoever asks for its fdinfo waits as well."""
+    with _held() as (poll, fd):
+        yield os.dup(poll)
+    os.close(fd)
+
+
+@contextmanager
+def _held() -> Iterator[tuple[int, int]]:
+    """An epoll and an eventfd in it; its lock is held by who is to be told where no page is."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK  # without the second poll() says nothing
     faults = libc.syscall(USERFAULTFD[platform.machine()], flags)
     if faults < 0:
@@ -157,7 +172,7 @@ def held() -> Iterator[int]:
         thread.start()
         try:
             assert select.select([faults], [], [], PATIENCE_S)[0], "nobody touches the page"
-            yield fd
+            yield poll.fileno(), fd
         finally:
             os.close(faults)
             thread.join()

@@ -4,10 +4,11 @@ import ctypes
 import os
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from waiting import MNT_DETACH, close, libc, unanswered
+from waiting import MNT_DETACH, close, held_epoll, libc, unanswered
 
 from vhostfast.backend.sharable import NEVER_WAIT, identity, readable_name
 from vhostfast.errors import ProtocolError
@@ -64,6 +65,27 @@ def test_on_fuse_nobody_is_asked() -> None:
         assert readable_name(fd).endswith("/memory")
         assert "on fuse, must be a memfd, or a regular file" in refusal(fd)
     close(fd)
+
+
+def test_an_epoll_whose_lock_is_held() -> None:
+    with held_epoll() as fd:
+        assert "anon_inode:[eventpoll], on no mount that is seen here" in refusal(fd)
+    close(fd)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\rb", b"a\x0b - b", "a\u2028b".encode()])
+def test_others_mounts_have_any_name(name: bytes, tmp_path: Path) -> None:
+    """Whoever may use fusermount chooses it."""
+    with ExitStack() as stack:
+        folders = {"ramfs": tmp_path / "memory", "tmpfs": tmp_path / os.fsdecode(name)}
+        for kind, folder in folders.items():
+            folder.mkdir()
+            mount(kind, "none", folder)
+            stack.callback(libc.umount2, bytes(folder), MNT_DETACH)
+        fd = os.open(folders["ramfs"] / "file", os.O_RDWR | os.O_CREAT)
+        stack.callback(os.close, fd)
+        status = os.fstat(fd)
+        assert identity(fd, "") == (status.st_dev, status.st_ino)
 
 
 def test_what_is_on_a_mount_but_no_memory() -> None:

@@ -12,7 +12,16 @@ import pytest
 from daemon import daemon, ports, wait_for
 from host import PATIENCE_S, Host, carry, eventually, frame
 from soak import Size
-from waiting import KINDS, Waiting, close, closing_takes, held, lingering, unanswered
+from waiting import (
+    KINDS,
+    Waiting,
+    close,
+    closing_takes,
+    held,
+    held_epoll,
+    lingering,
+    unanswered,
+)
 
 from vhostfast.backend import closing
 from vhostfast.device.endpoint import Listener
@@ -166,14 +175,20 @@ FIRST = Region(0, 4096, UVA_OFFSET, 0)
 MEMORY = Region(16 << 20, 4096, (16 << 20) + UVA_OFFSET, 0)
 
 
-def asking(request: Request, payload: Payload, outcome: str, name: str = "") -> object:
-    case = f"a file on FUSE that isn't answered, in {name or request.name}"
+FUSE, EPOLL = "a file on FUSE that isn't answered", "an epoll that is held"
+
+
+def asking(
+    request: Request, payload: Payload, outcome: str, name: str = "", what: str = FUSE
+) -> object:
+    case, closes = f"{what}, in {name or request.name}", outcome == "port closes"
+    kind = held_epoll if what == EPOLL else unanswered
     mark = pytest.mark.hostile("memory", case, f"{outcome}, no effect on others")
-    return pytest.param(request, payload, outcome == "port closes", marks=mark, id=case)
+    return pytest.param(request, payload, closes, kind, marks=mark, id=case)
 
 
 @pytest.mark.parametrize(
-    ("request_", "payload", "closes"),
+    ("request_", "payload", "closes", "kind"),
     [
         asking(R.SET_MEM_TABLE, MemoryTable((MEMORY,)), "port closes"),
         asking(R.ADD_MEM_REG, OneRegion(MEMORY), "port closes"),
@@ -182,12 +197,17 @@ def asking(request: Request, payload: Payload, outcome: str, name: str = "") -> 
         asking(R.SET_LOG_FD, LogFile(), "refused"),
         asking(R.SET_VRING_CALL, VringFile(0, True), "refused"),
         asking(R.SET_VRING_ERR, VringFile(0, True), "refused"),
+        asking(R.SET_MEM_TABLE, MemoryTable((MEMORY,)), "port closes", what=EPOLL),
+        asking(R.ADD_MEM_REG, OneRegion(FIRST), "refused", "ADD_MEM_REG once more", what=EPOLL),
+        asking(R.SET_LOG_BASE, LogBase(4096, 0), "port closes", what=EPOLL),
     ],
 )
-def test_a_file_that_asks_its_server(request_: Request, payload: Payload, closes: bool) -> None:
+def test_a_file_that_asks_its_server(
+    request_: Request, payload: Payload, closes: bool, kind: Waiting
+) -> None:
     with others() as (host, go_on):
         vm = host.vm(HOSTILE, regions=((FIRST.gpa, FIRST.size), (1 << 20, 1 << 20)))
-        with unanswered() as fd, socket.socket(fileno=os.dup(vm.frontend.wire.fileno())) as sock:
+        with kind() as fd, socket.socket(fileno=os.dup(vm.frontend.wire.fileno())) as sock:
             send(host, sock, [(encode(request_, payload, need_reply=True), 1, 0)], fd)
             go_on()
             if closes:

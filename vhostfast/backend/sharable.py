@@ -46,8 +46,10 @@ def _has_seals(fd: int) -> bool:
 
 def _file_system(fd: int) -> str | None:
     """The type of the file system that holds a file, if its mount is one that we see."""
+    if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
+        return None  # nor may we ask more: an epoll's fdinfo waits for a lock that a peer may hold
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount_id = re.findall(r"^mnt_id:\s*(\d+)$", info.read(), re.MULTILINE)
-    with open("/proc/self/mountinfo") as mounts:
-        kinds = {line.split()[0]: line.partition(" - ")[2].split()[0] for line in mounts}
+    with open("/proc/self/mountinfo", errors="replace", newline="\n") as mounts:  # any names
+        kinds = {line.split(" ")[0]: line.partition(" - ")[2].split(" ")[0] for line in mounts}
     return kinds.get(mount_id[0])
