@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from vhostfast.device import endpoint
 from vhostfast.device.endpoint import Connector, Listener
 from vhostfast.errors import EnvironmentLacks
 
@@ -225,6 +228,43 @@ def test_lack_of_fds_is_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixt
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert "vm0: cannot accept" in caplog.text
+
+
+def test_no_room_to_wait_for_who_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user's other processes have all epoll watches (max_user_watches): later there may be."""
+    monkeypatch.setattr(endpoint, "ACCEPT_PAUSE_S", 0.01)
+    add_reader, refusals = BaseSelectorEventLoop.add_reader, iter(range(2))
+
+    def scarce(loop: BaseSelectorEventLoop, fd: object, *rest: object) -> None:
+        if isinstance(fd, socket.socket) and next(refusals, None) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add_reader(loop, fd, *rest)
+
+    monkeypatch.setattr(BaseSelectorEventLoop, "add_reader", scarce)
+    path = tmp_path / "s"
+    run(Listener("vm0", str(path)), lambda _: _hello(path))
+    assert caplog.text.count("vm0: cannot accept") == 2
+
+
+def test_a_listener_closes_though_no_thread_is_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Callable[[], None]] = []
+
+    def none(work: Callable[[], None]) -> None:
+        left.append(work)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(endpoint, "aside", none)
+    path = tmp_path / "s"
+    listener = Listener("vm0", str(path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        listener.close()
+    assert list(tmp_path.iterdir()) == []
+    left[0]()
 
 
 # --- who else wants the path

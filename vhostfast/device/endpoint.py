@@ -126,11 +126,12 @@ class Listener:
         """Not by loop.sock_accept(): cancelled, it may drop a connection, which is then closed."""
         while True:
             try:
+                await _readable(self._sock)
                 sock, _ = self._sock.accept()
                 sock.setblocking(False)
                 return sock
-            except BlockingIOError:
-                await _readable(self._sock)
+            except BlockingIOError:  # who came has gone
+                continue
             except OSError as error:
                 log.error("%s: cannot accept on %s: %s", self.name, self.path, error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
@@ -266,7 +267,9 @@ def _stop_listening(sock: socket.socket) -> None:
             sock.close()
             return
         waiting = []
-    aside(functools.partial(close_fds, [*waiting, sock.detach()]))
+    left = [*waiting, sock.detach()]
+    with contextlib.suppress(RuntimeError):  # no thread is to be had: the process's end closes them
+        aside(functools.partial(close_fds, left))
 
 
 def _take_lock(path: str) -> int:
