@@ -311,7 +311,7 @@ def test_the_mutation_proof_is_of_this_code():
 BUDGETS = [
     ("csrc", 3300, files("csrc/*.h")),
     ("Cython", 1150, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
-    ("Python", 2420, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
+    ("Python", 2440, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),
 ]
 NOT_COUNTED = {

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import subprocess
+import tempfile
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +14,7 @@ from vhostfast.backend.worker import FabricPort, Workers
 from vhostfast.core.fabric import Fabric
 from vhostfast.driver import GuestMemory
 from vhostfast.protocol.features import Offer
-from vhostfast.protocol.message import EMPTY, U64, OneRegion, Payload, Request, encode
+from vhostfast.protocol.message import EMPTY, U64, OneRegion, Payload, Region, Request, encode
 
 REGIONS = ((0, 1 << 20), (1 << 30, 1 << 20))
 
@@ -69,6 +71,22 @@ def test_of_many_regions_the_first_are_looked_at(monkeypatch, caplog):
         asyncio.run(say([slots, *added, FEATURES]))
         assert caplog.text.count("nothing is ever written to its file") == warnings
     memory.close()
+
+
+def test_a_file_on_a_disk_is_not_waited_for():
+    """Nor who writes to it: on xfs his lock is for readers too, and he may hold it for ever."""
+    region = Region(0, 1 << 20, 0, 0)
+    with tempfile.TemporaryFile() as file:
+        command = ["stat", "-f", "-c", "%T", f"/proc/self/fd/{file.fileno()}"]
+        kind = subprocess.run(command, capture_output=True, check=True, pass_fds=[file.fileno()])
+        file.write(bytes(region.size))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        unknown = kind.stdout.strip() not in (b"tmpfs", b"ramfs")
+        assert connection._is_written(region, file.fileno()) == unknown
+        assert os.pread(file.fileno(), region.size, 0) == bytes(region.size)
+        assert not connection._is_written(region, file.fileno())
 
 
 def test_memory_that_never_comes(monkeypatch, caplog):

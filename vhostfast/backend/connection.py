@@ -6,6 +6,7 @@ whatever its guest does wrong ends it too. Neither touches another port.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -287,6 +288,16 @@ def _check_known(message: Message, session: Session) -> None:
 
 
 def _is_written(region: Region, fd: int) -> bool:
-    """Pages that a private map took a copy of are in the file too, but all zero."""
-    data = os.pread(fd, min(region.size, MEMORY_LOOK), region.mmap_offset)
-    return data != bytes(len(data))
+    """Pages that a private map took a copy of are in the file too, but all zero. What can't be read
+    at once, from a disk or for who writes to the file and holds its lock, may have been written."""
+    size = min(region.size, MEMORY_LOOK)
+    data = bytearray(size)
+    try:
+        data = data[: os.preadv(fd, [data], region.mmap_offset, os.RWF_NOWAIT)]
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        data[:] = os.pread(fd, size, region.mmap_offset)  # tmpfs and the like never wait
+    return data != bytes(size)
