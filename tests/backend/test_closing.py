@@ -100,13 +100,14 @@ def test_one_that_waits_holds_up_those_behind_it_alone(
     assert ["bad" in line for line in caplog.messages] == [True]
 
 
-def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(closing, "NO_THREAD_S", 0.01)
     aside, refusals = closing.aside, iter(range(3))
 
     def scarce(work: Callable[[], None]) -> None:
         if next(refusals, None) is not None:
-            raise RuntimeError("can't start new thread")
+            raise error
         aside(work)
 
     monkeypatch.setattr(closing, "aside", scarce)

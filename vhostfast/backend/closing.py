@@ -85,7 +85,7 @@ class Closer:
         loop = asyncio.get_running_loop()
         try:
             aside(lambda: self._run(loop))
-        except RuntimeError:  # there is no thread to be had
+        except (RuntimeError, MemoryError):  # there is no thread to be had
             loop.call_later(NO_THREAD_S, self._begin)
         self._watch()
 
