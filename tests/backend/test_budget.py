@@ -1,5 +1,7 @@
 """A port's share of the control plane, by the clock and on a connection."""
 
+import errno
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -106,3 +108,20 @@ def test_who_has_used_up_its_share_waits_and_others_do_not(caplog, monkeypatch):
         assert len(again.recv(100)) == 20
         again.close()
         eventually(lambda: not host.connected(0))
+
+
+def test_no_room_to_wait_for_more_messages_ends_the_connection(monkeypatch):
+    """Else nobody would ever look at it again: epoll may have none when the share has come back."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Host() as host:
+        vm = host.vm(0)
+        monkeypatch.setattr(connection, "LOOK_AGAIN_S", 0.001)
+        with monkeypatch.context() as patch:
+            patch.setattr(host.loop, "add_reader", full)
+            host.ports[0].budget.spend(BURST_S + 1e6)
+            vm.frontend.fence()
+            assert "this machine lacks something: [Errno 28]" in host.reason(0)
+        vm.close()

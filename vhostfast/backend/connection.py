@@ -177,7 +177,8 @@ class Connection:
         if self._channel.peer_left():
             self._end("the peer closed the socket")
         else:
-            self._loop.add_reader(self._channel.fileno(), self._readable)
+            with self._ending():
+                self._loop.add_reader(self._channel.fileno(), self._readable)
             self._wait_if_due()
 
     def _closed(self) -> None:
