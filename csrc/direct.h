@@ -10,6 +10,8 @@
 #include "burst.h"
 #include "nethdr.h"
 
+typedef uint64_t u64x4 __attribute__((vector_size(32), aligned(8), may_alias));
+
 /* A group's chains, of a common shape and checked: the frame lies in the header's descriptor, right
  * behind it; or, `paired`, in any place of its own. */
 struct direct {
@@ -126,45 +128,51 @@ ALWAYS_INLINE uint32_t peek_direct(struct ring *ring, struct direct *direct, uin
     return limit;
 }
 
-/* What lies between the buffers of a group, or'ed: from each header's end to its frame, and from
- * each frame's to the next header. */
+/* What lies between the buffers of a whole group, or'ed: from each header's end to its frame, and
+ * from each frame's to the next header, of which the last has none. */
 ALWAYS_INLINE uint64_t direct_mark_gaps(const struct direct *room, const uint32_t *sent_size,
-                                        uint32_t skip, uint32_t header_size, const uint32_t count,
-                                        const bool paired)
+                                        uint32_t skip, uint32_t header_size, const bool paired)
 {
-    uint64_t gaps = 0;
-    for (uint32_t i = 0; i + 1 < count; i++)
-        gaps |= room->gpa[i + 1] - direct_frame_gpa(room, i, header_size, paired) - sent_size[i] +
-                skip;
-    for (uint32_t i = 0; paired && i < count; i++)
-        gaps |= room->frame_gpa[i] - (room->gpa[i] + header_size);
-    return gaps;
+    u64x4 gaps = {0};
+    for (uint32_t i = 0; i < GROUP_SIZE; i += 4) {
+        const uint32_t at = i + 4 < GROUP_SIZE ? i : GROUP_SIZE - 5;
+        const uint64_t *frame = paired ? &room->frame_gpa[at] : &room->gpa[at];
+        const u64x4 size = {sent_size[at], sent_size[at + 1], sent_size[at + 2], sent_size[at + 3]};
+        gaps |= *(const u64x4 *)&room->gpa[at + 1] - *(const u64x4 *)frame - size -
+                (paired ? 0 : header_size) + skip;
+        if (paired)
+            gaps |= *(const u64x4 *)&room->frame_gpa[i] - *(const u64x4 *)&room->gpa[i] -
+                    header_size;
+    }
+    return gaps[0] | gaps[1] | gaps[2] | gaps[3];
 }
 
-/* What was stored into these buffers: a header, and a frame of the size of the one sent. Where they
- * follow each other, as most do, they are marked as what they are, one run. Loops of a whole group
- * are compiled for its size. */
-static __attribute__((noinline)) void direct_mark_group(struct ring *ring,
-                                                        const struct direct *room,
-                                                        const uint32_t *sent_size, uint32_t skip,
-                                                        uint32_t count, bool paired)
+static __attribute__((noinline)) void direct_mark_each(struct ring *ring, const struct direct *room,
+                                                       const uint32_t *sent_size, uint32_t skip,
+                                                       uint32_t count, bool paired)
 {
-    const uint32_t header_size = ring->header_size, last = count - 1;
-    const uint64_t gaps =
-        count == GROUP_SIZE
-            ? direct_mark_gaps(room, sent_size, skip, header_size, GROUP_SIZE, paired)
-            : direct_mark_gaps(room, sent_size, skip, header_size, count, paired);
-    const uint64_t end =
-        direct_frame_gpa(room, last, header_size, paired) + (sent_size[last] - skip);
-    if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT)) {
-        log_mark(&ring->marker, room->gpa[0], end - room->gpa[0]); /* step: gather */
-        return;
-    }
+    const uint32_t header_size = ring->header_size;
     for (uint32_t i = 0; i < count; i++) {
         const uint64_t frame_gpa = direct_frame_gpa(room, i, header_size, paired);
         log_mark(&ring->marker, room->gpa[i], header_size); /* step: gather */
         log_mark(&ring->marker, frame_gpa, sent_size[i] - skip); /* step: gather */
     }
+}
+
+/* What was stored into these buffers: a header, and a frame of the size of the one sent. Those of a
+ * whole group that follow each other, as most do, are marked as what they are, one run. */
+ALWAYS_INLINE void direct_mark_group(struct ring *ring, const struct direct *room,
+                                     const uint32_t *sent_size, uint32_t skip, uint32_t count,
+                                     const bool paired)
+{
+    const uint32_t header_size = ring->header_size, last = count - 1;
+    const uint64_t end =
+        direct_frame_gpa(room, last, header_size, paired) + (sent_size[last] - skip);
+    if (likely(count == GROUP_SIZE && direct_mark_gaps(room, sent_size, skip, header_size, paired) <
+                                          UINT64_C(1) << LOG_PAGE_SHIFT))
+        log_mark(&ring->marker, room->gpa[0], end - room->gpa[0]); /* step: gather */
+    else
+        direct_mark_each(ring, room, sent_size, skip, count, paired);
 }
 
 /* Of a frame, as it was decided by. */

@@ -55,16 +55,27 @@ static inline void log_tell(struct log *log)
     bell_ring(log->event_fd);
 }
 
+/* Bits of a word, behind a full fence (E) and what was stored before it. */
+ALWAYS_INLINE void log_set_bits(struct log *log, uint64_t index, uint64_t bits)
+{
+    log_set_word(&log->word[index], bits);
+    if (unlikely(log->marked != NULL))
+        log_set_word(&log->marked[index], bits);
+}
+
+/* For log_tell. */
+ALWAYS_INLINE void log_has_news(struct log *log)
+{
+    if (log->event_fd >= 0)
+        store_once_u32(&log->news, 1);
+}
+
 /* The gathered bits go out, behind a full fence (E) and what was stored before it. */
 static inline void log_set_words(struct marker *marker)
 {
-    struct log *log = marker->log;
     for (uint32_t i = 0; i < marker->count; i++)
-        log_set_word(&log->word[marker->word[i].index], marker->word[i].bits);
-    for (uint32_t i = 0; log->marked != NULL && i < marker->count; i++)
-        log_set_word(&log->marked[marker->word[i].index], marker->word[i].bits);
-    if (log->event_fd >= 0)
-        store_once_u32(&log->news, 1);
+        log_set_bits(marker->log, marker->word[i].index, marker->word[i].bits);
+    log_has_news(marker->log);
     marker->count = 0;
 }
 
@@ -85,24 +96,44 @@ static inline void log_gather(struct marker *marker, uint64_t index, uint64_t bi
     marker->count++;
 }
 
+/* The page behind that of byte `last`, or where the log ends. */
+ALWAYS_INLINE uint64_t log_stop(struct log *log, uint64_t start, uint64_t last)
+{
+    const uint64_t stop = (last >> LOG_PAGE_SHIFT) + 1;
+    if (likely(stop <= log->page_count && start <= last))
+        return stop;
+    log->beyond++;
+    return log->page_count;
+}
+
+/* Of the word that `page` is in, the bits from it on, without those from `stop` on. */
+ALWAYS_INLINE uint64_t log_bits(uint64_t page, uint64_t stop)
+{
+    const uint64_t next = (page / 64 + 1) * 64, last = (next < stop ? next : stop) - 1;
+    return (~UINT64_C(0) << page % 64) & (~UINT64_C(0) >> (63 - last % 64));
+}
+
 /* The run has ended: its pages, as far as the log goes. */
 static inline void log_gather_run(struct marker *marker)
 {
-    const uint64_t start = marker->start, end = marker->end - 1; /* the last byte */
-    uint64_t page = start >> LOG_PAGE_SHIFT, stop = (end >> LOG_PAGE_SHIFT) + 1;
-    if (start == marker->end)
+    const uint64_t start = marker->start, end = marker->end;
+    if (start == end)
         return;
     marker->start = marker->end = 0; /* what lies within a page of 0 is on page 0 */
-    if (unlikely(stop > marker->log->page_count || end < start)) {
-        marker->log->beyond++;
-        stop = marker->log->page_count;
-    }
-    while (page < stop) {
-        uint64_t index = page / 64, next = (index + 1) * 64;
-        uint64_t to = (next < stop ? next : stop) - 1;
-        log_gather(marker, index, (~UINT64_C(0) << page % 64) & (~UINT64_C(0) >> (63 - to % 64)));
-        page = next;
-    }
+    const uint64_t stop = log_stop(marker->log, start, end - 1);
+    for (uint64_t page = start >> LOG_PAGE_SHIFT; page < stop; page = (page / 64 + 1) * 64)
+        log_gather(marker, page / 64, log_bits(page, stop));
+}
+
+/* Set the bits of [gpa, gpa + size) at once, behind a full fence (E) and what was stored there. */
+static inline void log_set_range(struct log *log, uint64_t gpa, uint64_t size)
+{
+    if (size == 0)
+        return;
+    const uint64_t stop = log_stop(log, gpa, gpa + size - 1);
+    for (uint64_t page = gpa >> LOG_PAGE_SHIFT; page < stop; page = (page / 64 + 1) * 64)
+        log_set_bits(log, page / 64, log_bits(page, stop));
+    log_has_news(log);
 }
 
 /* Mark the pages of [gpa, gpa + size), which ends before 2^64 as each region does, and whose bytes
@@ -119,14 +150,6 @@ ALWAYS_INLINE void log_mark(struct marker *marker, uint64_t gpa, uint64_t size)
     marker->end = gpa + size;
 }
 
-/* What was marked goes out, behind a full fence (E) and what was stored before it. */
-static inline void log_set(struct marker *marker)
-{
-    log_gather_run(marker);
-    if (marker->count > 0)
-        log_set_words(marker);
-}
-
 /* Another log from now on, or none. What is still kept, of a burst that broke off, is of buffers
  * that are not the guest's yet; in the new log there may be no place for it. */
 static inline void log_turn(struct marker *marker, struct log *log)
@@ -138,15 +161,16 @@ static inline void log_turn(struct marker *marker, struct log *log)
     marker->count = 0;
 }
 
-/* Everything stored before is visible before its bit. `fenced`: a full fence stands behind all of
- * it already. */
+/* What was marked goes out, everything stored before it first. `fenced`: a full fence stands behind
+ * all of it already. */
 static inline void log_flush(struct marker *marker, bool fenced)
 {
     if (marker->log == NULL || (marker->count == 0 && marker->start == marker->end))
         return;
     if (!fenced)
         fence_full(); /* E; step: fence */
-    log_set(marker);
+    log_gather_run(marker);
+    log_set_words(marker);
 }
 
 #endif

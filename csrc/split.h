@@ -125,42 +125,45 @@ ALWAYS_INLINE void split_push(struct ring *ring, uint32_t head, uint32_t size)
     ring->used_next++;
 }
 
-/* What we store into the used ring itself is guest memory too. */
+/* What we store into the used ring itself is guest memory too. Behind a full fence (E). */
 static inline void split_mark_used(struct ring *ring, uint64_t offset, uint64_t size)
 {
-    if (ring->marks_used)
-        log_mark(&ring->marker, ring->used_log + offset, size); /* step: gather used */
+    if (!ring->marks_used)
+        return;
+    const uint64_t gpa = ring->used_log + offset; /* step: gather used */
+    log_set_range(ring->marker.log, gpa, size);
 }
 
-/* A guest that offers without waiting for what it gets back can have more pushed than it has room
+/* used.idx and elements; of a ring on one page, as most are, it's that page whatever was written. A
+ * guest that offers without waiting for what it gets back can have more pushed than it has room
  * for: then all of the ring was written, and nothing beyond. */
 static inline void split_mark_elements(struct ring *ring, uint16_t from, uint16_t to)
 {
+    const uint64_t element = sizeof(struct vring_used_element), page = 1 << LOG_PAGE_SHIFT;
+    const uint64_t end = SPLIT_USED_RING + ring->size * element;
+    split_mark_used(ring, SPLIT_USED_IDX, sizeof(uint16_t));
+    if (likely(ring->used_log % page + end <= page))
+        return;
     uint32_t first = from & (ring->size - 1), count = (uint16_t)(to - from);
     if (unlikely(count > ring->size))
         count = ring->size;
     uint32_t before_wrap = ring->size - first < count ? ring->size - first : count;
-    const uint64_t element = sizeof(struct vring_used_element);
-    split_mark_used(ring, SPLIT_USED_IDX, sizeof(uint16_t));
     split_mark_used(ring, SPLIT_USED_RING, (count - before_wrap) * element);
     split_mark_used(ring, SPLIT_USED_RING + first * element, before_wrap * element);
 }
 
 /* False where nothing was pushed; else a full fence stands behind all that was stored before the
  * call. `fenced`: one does already. The bits of the used ring may follow used.idx: the front-end's
- * last look at the log comes after our answer to GET_VRING_BASE, and that comes after them. They
- * are gathered before, while what was stored is on its way. */
+ * last look at the log comes after our answer to GET_VRING_BASE, and that comes after them. */
 static inline bool split_publish(struct ring *ring, bool fenced)
 {
     if (ring->used_next == ring->used_published)
         return false;
     log_flush(&ring->marker, fenced);
-    if (unlikely(ring->marker.log != NULL))
-        split_mark_elements(ring, ring->used_published, ring->used_next);
     store_release_u16(&ring->used->idx, ring->used_next); /* B; step: used.idx */
     fence_full(); /* C for wants_call, E for these marks; step: fence */
     if (unlikely(ring->marker.log != NULL))
-        log_set(&ring->marker);
+        split_mark_elements(ring, ring->used_published, ring->used_next);
     ring->used_published = ring->used_next;
     return true;
 }
@@ -179,6 +182,15 @@ static inline bool split_wants_call(struct ring *ring)
     return wanted;
 }
 
+/* Two bytes of the used ring that are not its packets'. */
+static inline void split_mark_word(struct ring *ring, uint64_t offset)
+{
+    if (ring->marker.log == NULL)
+        return;
+    fence_full(); /* E; step: fence */
+    split_mark_used(ring, offset, sizeof(uint16_t));
+}
+
 /* Stores avail_event or used.flags: how the driver is asked for kicks, or not to kick (2.7.10).
  * With EVENT_IDX no kicks means an avail_event that stays behind. */
 static inline void split_store_kicks(struct ring *ring, bool wanted)
@@ -187,15 +199,13 @@ static inline void split_store_kicks(struct ring *ring, bool wanted)
     if (ring->event_idx) {
         uint16_t event = wanted ? ring->avail_seen : (uint16_t)(ring->last_avail - 1);
         store_once_u16(split_avail_event(ring), event); /* step: kicks */
-        split_mark_used(ring,
-                        SPLIT_USED_RING + (uint64_t)ring->size * sizeof(struct vring_used_element),
-                        sizeof event);
+        split_mark_word(ring, SPLIT_USED_RING +
+                                  (uint64_t)ring->size * sizeof(struct vring_used_element));
     } else {
         /* step: kicks */
         store_once_u16(&ring->used->flags, wanted ? 0 : VRING_USED_NO_NOTIFY);
-        split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));
+        split_mark_word(ring, SPLIT_USED_FLAGS);
     }
-    log_flush(&ring->marker, false);
 }
 
 /* Returns whether avail.idx has moved since we last looked, so that the caller looks again before
@@ -227,7 +237,7 @@ static inline void split_start(struct ring *ring)
     ring->segment = 0;
     ring->fault = FAULT_NONE;
     store_once_u16(&ring->used->flags, 0); /* step: kicks */
-    split_mark_used(ring, SPLIT_USED_FLAGS, sizeof(uint16_t));
+    split_mark_word(ring, SPLIT_USED_FLAGS);
     split_store_kicks(ring, false);
 }
 

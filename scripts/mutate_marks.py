@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 CC = [*shlex.split(os.environ.get("CC", "gcc")), "-w"]
 CPU_SECONDS = 20  # a C test takes two
 EXTENSIONS = "ring fabric memory"  # those that mark
-C_TESTS = ("marks", "log", "split", "sync", "chain", "nethdr", "forward", "mend", "bell")
+C_TESTS = ("direct", "marks", "log", "split", "sync", "chain", "nethdr", "forward", "mend", "bell")
 MARK_TESTS = ("tests/core/test_marks.py", "tests/core/test_ring.py", "tests/core/test_memory.py",
               "tests/backend/test_log.py", "tests/backend/test_watch.py", "tests/test_order.py",
               "tests/core/test_witnessed_marks.py", "tests/backend/test_vanish.py")  # fmt: skip
@@ -46,22 +46,24 @@ ALL_TESTS = ("tests", "-m", "not peers", "--ignore=tests/test_lint.py",
 # What no test can tell from the code as it is, for it marks the same in the same order, and why.
 # (function, what is mutated, mutation) -> why. One that isn't made any more is an error.
 SAME: dict[tuple[str, str, str], str] = {
-    ("split_publish", "if (unlikely(ring->marker.log != NULL))", "always"):
-        "without a log, log_mark and log_flush do nothing: the test spares the way there",
-    ("direct_mark_group", "log_mark(&ring->marker, frame_gpa, sent_size[i] - skip)",
+    ("direct_mark_each", "log_mark(&ring->marker, frame_gpa, sent_size[i] - skip)",
      "before the bytes"):
         "the other order of two marks: the bytes of both were stored before",
-    ("direct_mark_gaps", "uint64_t gaps = 0", "gaps one more"):
-        "a gap of less than a page stays one with its last bit set",
-    ("direct_mark_gaps", "uint64_t gaps = 0", "gaps one less"): "each range is marked by itself",
+    ("direct_mark_gaps", "const uint32_t at = i + 4 < GROUP_SIZE ? i : GROUP_SIZE - 5",
+     "at one more"): "the last is held against what is no buffer: each range is marked by itself",
+    ("direct_mark_gaps", "if (paired)", "always"):
+        "the same where there is no frame's address; else each range is marked by itself",
+    ("split_mark_elements", "const uint64_t end = SPLIT_USED_RING + ring->size * element",
+     "end one more"): "a ring that ends with its page marks each part",
+    ("split_mark_elements", "if (likely(ring->used_log % page + end <= page))", "never"):
+        "each part is marked",
     ("log_flush", "if (!fenced)", "always"): "a fence more",
-    ("direct_mark_group", "if (likely(gaps < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
+    ("direct_mark_group",
+     "if (likely(count == GROUP_SIZE && direct_mark_gaps(room, sent_size, skip, header_size, "
+     "paired) < UINT64_C(1) << LOG_PAGE_SHIFT))", "never"):
         "each range is marked by itself",
-    ("log_flush",
-     "if (marker->log == NULL || (marker->count == 0 && marker->start == marker->end))", "never"):
-        "log_set looks itself: it spares a fence",
     ("log_set_word", "if (bits != 0)", "always"): "or'ing nothing: it spares an atomic",
-    ("log_set_words", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
+    ("log_has_news", "if (log->event_fd >= 0)", "always"): "log_tell looks at event_fd itself",
     ("log_mark", "if (unlikely(gpa - marker->end >= UINT64_C(1) << LOG_PAGE_SHIFT))", "always"):
         "each range is marked by itself",
     ("log_gather", "if (marker->word[i].index == index)", "never"):
@@ -246,7 +248,8 @@ class CFile:
                     yield f"{new.strip()} for {old.strip()}", [(at, at + len(old), new)]
         elif " < " in text:
             at = piece.start + text.index(" < ")
-            yield "without the last", [(at, at, " + 1")]
+            step = re.search(r"\+= (\d+)", text)
+            yield "without the last", [(at, at, f" + {step[1] if step else 1}")]
 
     def _displaced(
         self, function: str, piece: Piece, verb: str
@@ -262,8 +265,9 @@ class CFile:
                 if old == "&to->marker":
                     yield "in the sender's log", [(start, end, "&from->marker")]
             elif verb and (number > 0 or verb == "or_u64"):
+                told = " ".join(old.split())
                 for sign, word in (("+", "more"), ("-", "less")):
-                    yield f"({old}) one {word}", [(start, end, f"({old}) {sign} 1")]
+                    yield f"({told}) one {word}", [(start, end, f"({old}) {sign} 1")]
 
     def _statement(
         self, piece: Piece, text: str
@@ -407,7 +411,7 @@ class Scratch:
     def _c_tests(self) -> str | None:
         """Without sanitizers first: four times as quick, and most is caught."""
         plain = [flag for flag in self.c_flags if "sanitize" not in flag]
-        for flags, names in ((plain, C_TESTS[:3]), (self.c_flags, C_TESTS)):
+        for flags, names in ((plain, C_TESTS[:4]), (self.c_flags, C_TESTS)):
             for name in names:
                 source, program = f"tests/c/test_{name}.c", self.root / "c_test"
                 self._make([*CC, *flags, source, "-o", str(program)])

@@ -124,12 +124,12 @@ class SplitRing:
     def publish(self) -> bool:
         if self.used_next == self.used_told:
             return False
+        self.flush()
         self._store_used(2, pack("<H", self.used_next))
         self.used_told = self.used_next
         for offset in self._pushed:
             self._mark_used(offset, 8)
         self._pushed.clear()
-        self.flush()
         return True
 
     def wants_call(self) -> bool:
@@ -198,7 +198,6 @@ class SplitRing:
             self._store_used(4 + 8 * self.size, pack("<H", event))
         else:
             self._store_used(0, pack("<H", 0 if wanted else 1))
-        self.flush()
 
     def _load(self, gpa: int) -> int:
         return int.from_bytes(self.memory.read(gpa, 2), "little")
@@ -209,7 +208,11 @@ class SplitRing:
 
     def _mark_used(self, offset: int, size: int) -> None:
         if self.used_log is not None:
-            self._mark(self.used_log + offset, size)
+            self.marked |= _pages(self.used_log + offset, size)
 
     def _mark(self, gpa: int, size: int) -> None:
-        self._gathered |= set(range(gpa // PAGE, (gpa + size - 1) // PAGE + 1))
+        self._gathered |= _pages(gpa, size)
+
+
+def _pages(gpa: int, size: int) -> set[int]:
+    return set(range(gpa // PAGE, (gpa + size - 1) // PAGE + 1))

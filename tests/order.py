@@ -45,7 +45,7 @@ STEPS = {
     "bytes": "copy_bytes",  # into the buffer
     "kicks": "store_once_u16",  # used.flags or avail_event; here the other ring's
     "gather": "log_mark",  # the buffer's bit is kept
-    "gather used": "log_mark",  # the used ring's bit is kept
+    "gather used": "used_log",  # the used ring's bit is kept
     "element": "store_once_used",
     "fence": "fence_full",
     "test": "load_once_u64",  # only the kept bits that aren't set are kept on
@@ -59,7 +59,7 @@ STEPS = {
     "forget": "",  # drop the kept bits
 }
 
-KICKS = ("answer", "kicks", "gather used", "fence", "test", "bit")
+KICKS = ("answer", "kicks", "fence", "gather used", "test", "bit")
 # Nobody else sees these, so they are taken together with the step after them.
 PRIVATE = {"answer", "pop", "gather", "gather used", "fence", "hold log", "forget"}
 

@@ -188,11 +188,10 @@ STORES = {
 # Functions that store to memory of ours only.
 OWN_MEMORY = {
     "accounts_forgive", "cursor_read", "direct_addresses", "direct_target", "fdb_age",
-    "fdb_forget_port", "fdb_learn", "fdb_learn_anew", "find_ip", "log_set_word", "log_set_words",
-    "log_tell", "nethdr_partial",
-    "offload_check", "offload_segment", "peek_direct", "port_break", "region_at",
-    "ring_lock", "ring_unlock", "segment_ip", "store_be16", "store_summed", "take_room",
-    "worker_tell",
+    "fdb_forget_port", "fdb_learn", "fdb_learn_anew", "find_ip", "log_has_news", "log_set_word",
+    "log_tell", "nethdr_partial", "offload_check", "offload_segment", "peek_direct", "port_break",
+    "region_at", "ring_lock", "ring_unlock", "segment_ip", "store_be16", "store_summed",
+    "take_room", "worker_tell",
 }  # fmt: skip
 # Functions that hold guest addresses, and don't store there.
 READERS = {
@@ -256,7 +255,7 @@ def test_only_known_functions_hold_guest_addresses():
 LOADS = {
     "copy_direct": 2,  # the net header, volatile
     "mac_load": 1,  # an address, volatile
-    "load_be16": 1, "sum_bytes": 2,  # memory of ours
+    "direct_mark_gaps": 1, "load_be16": 1, "sum_bytes": 2,  # memory of ours
 }  # fmt: skip
 LOAD = r"\*\s*\((?:const )?(?:volatile )?\w+ \*\)\s*(?:\w+|\([^()]*\))(?!\w)(?!.* = )"
 BARE = r"(?<![&\w>.])(?:\w+->)+(?:used|avail|desc)(?:->|\[)|(?<![&\w])table\["
@@ -309,7 +308,7 @@ def test_the_mutation_proof_is_of_this_code():
 # --- Budgets, in lines
 
 BUDGETS = [
-    ("csrc", 3300, files("csrc/*.h")),
+    ("csrc", 3360, files("csrc/*.h")),
     ("Cython", 1150, files("vhostfast/core/*", suffixes=(".pyx", ".pxd"))),
     ("Python", 2440, files("vhostfast/protocol/*.py", "vhostfast/backend/*.py")),
     ("setup.py", 40, files("setup.py")),

@@ -10,7 +10,7 @@ from order import KICKS, ROUNDS, STEPS, End, Memory, Model
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/migration.md").read_text()
 
-PUBLISHES = "fence, test, bit, gather used, used.idx, fence, test, bit"
+PUBLISHES = "fence, test, bit, used.idx, fence, gather used, test, bit"
 OURS = "answer, pop, bytes, gather, element, " + PUBLISHES
 OURS_DIRECT = "answer, pop, bytes, element, gather, " + PUBLISHES
 TWO_PACKETS = OURS.replace("bytes, gather", "bytes, gather, bytes, gather")

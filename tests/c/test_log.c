@@ -48,6 +48,11 @@ static void test_marks(void)
             SAME(i, log_has(&log, page), page >= MARKS[i].first && page <= MARKS[i].last);
         SAME(i, log.beyond, MARKS[i].beyond);
         SAME(i, marker.count, 0);
+        struct log at_once = guest_log(PAGES);
+        log_set_range(&at_once, MARKS[i].gpa, MARKS[i].size);
+        for (uint64_t page = 0; page < PAGES; page++)
+            SAME(i, log_has(&at_once, page), log_has(&log, page));
+        SAME(i, at_once.beyond, MARKS[i].beyond);
     }
 }
 
@@ -133,11 +138,14 @@ static void test_news(void)
     struct log log = guest_log(PAGES);
     struct marker marker = {.log = &log};
     log.event_fd = 0;
-    log_set(&marker);
     log_flush(&marker, false);
+    log_set_range(&log, 0, 0);
     CHECK(log.news == 0);
     log_mark(&marker, 0, 1);
     log_flush(&marker, false);
+    CHECK(log.news == 1);
+    log.news = 0;
+    log_set_range(&log, 0, 1);
     CHECK(log.news == 1);
 }
 

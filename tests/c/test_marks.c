@@ -20,8 +20,8 @@ static void on_release(uint16_t *at, uint16_t value);
 #include "guest.h"
 
 /* A region for each used ring; then blocks of two regions that touch inside a page, each block
- * across the edge of a word of the log; then words without memory, marked beforehand, so that what
- * is gathered goes out at any moment. */
+ * across the edge of a word of the log; then one for buffers in a row; then words without memory,
+ * marked beforehand, so that what is gathered goes out at any moment. */
 enum {
     RING_COUNT = 4, /* a side's: 0, 2 receive, 1, 3 send */
     SIZE = 64,
@@ -32,8 +32,10 @@ enum {
     BLOCK_BYTES = 0xc03,
     BLOCK_BEFORE = 0x400, /* so many before the edge */
     BLOCK_CUT = 0x205,
-    REGION_COUNT = RING_COUNT + 2 * BLOCK_COUNT,
-    FILL_FIRST = BLOCK_FIRST + BLOCK_COUNT + 1,
+    ROW_FIRST = BLOCK_FIRST + BLOCK_COUNT + 1,
+    ROW_BYTES = 24 * PAGE,
+    REGION_COUNT = RING_COUNT + 2 * BLOCK_COUNT + 1,
+    FILL_FIRST = ROW_FIRST + 1,
     PAGES = 64 * (FILL_FIRST + LOG_CACHE_SIZE),
     PIECE_MAX = 3,
     ROWS = 360,
@@ -58,6 +60,8 @@ static struct side {
     uint16_t released[RING_COUNT];
     uint32_t head[RING_COUNT]; /* the next free descriptor */
     enum shape shape;
+    bool in_a_row;     /* buffers behind each other, of one size or nearly, and many */
+    uint64_t row_next; /* GPA of the next of these */
     struct piece piece[RING_COUNT][SIZE][PIECE_MAX]; /* what was offered, by head */
     bool marked[PAGES], expected[PAGES];
     uint64_t witnessed[PAGES / 64]; /* log.marked, where there is a witness */
@@ -238,15 +242,18 @@ static void side_make(struct side *s)
         add_memory(s, block, BLOCK_CUT);
         add_memory(s, block + BLOCK_CUT, BLOCK_BYTES - BLOCK_CUT);
     }
+    add_memory(s, ROW_FIRST * WORD, ROW_BYTES);
     s->log = guest_log(PAGES);
     for (uint32_t r = 0; r < RING_COUNT; r++)
         guest_ring(&s->ring[r], SIZE, 0, true);
 }
 
-/* Somewhere across a page's edge, so that words and elements lie before, on and behind it. */
+/* Across a page's edge, so that words and elements lie before, on and behind it; or nearly. */
 static uint64_t used_place(struct side *s, uint64_t region)
 {
     uint64_t gpa = region * WORD + PAGE - 2 - random_below(USED_BYTES);
+    if (random_below(4) == 0)
+        gpa = region * WORD + PAGE - USED_BYTES - random_below(8);
     while ((uintptr_t)at(s, NULL, gpa) % 4)
         gpa++;
     return gpa;
@@ -257,6 +264,8 @@ static void side_start(struct side *s, bool logs, bool mergeable, uint32_t heade
     static const uint32_t offloads[] = {0, OFFLOAD_CSUM, OFFLOAD_CSUM | OFFLOAD_TSO4};
     bool event_idx = random_below(2);
     s->shape = (enum shape)random_below(SHAPE_COUNT);
+    s->in_a_row = random_below(2);
+    s->row_next = ROW_FIRST * WORD;
     s->log.marked = random_below(2) ? s->witnessed : NULL;
     uint64_t shift = random_below(RING_COUNT);
     for (uint32_t r = 0; r < REGION_COUNT; r++)
@@ -306,6 +315,19 @@ static uint64_t somewhere(uint32_t size)
     return gpa < low ? low : gpa > high ? high : gpa;
 }
 
+/* The next in a row; to a page that nobody stores to it takes a gap of a page or more. */
+static uint64_t next_in_row(struct side *s, uint32_t size)
+{
+    static const uint32_t wide[] = {PAGE - 60, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE};
+    uint64_t end = (ROW_FIRST * WORD) + ROW_BYTES;
+    uint64_t gpa = s->row_next + (random_below(40) ? random_below(3) * random_below(40)
+                                                   : wide[random_below(COUNT(wide))]);
+    if (gpa + size > end)
+        gpa = ROW_FIRST * WORD + random_below(2 * PAGE);
+    s->row_next = gpa + size;
+    return gpa;
+}
+
 /* Offer `size` bytes; the head. */
 static uint32_t offer(struct side *s, uint32_t r, uint32_t size, uint16_t write)
 {
@@ -317,7 +339,7 @@ static uint32_t offer(struct side *s, uint32_t r, uint32_t size, uint16_t write)
         uint32_t part = i + 1 == pieces    ? left
                         : s->shape == PAIR ? s->ring[r].ring.header_size
                                            : (uint32_t)random_below(left + 1);
-        struct piece piece = {somewhere(part), part};
+        struct piece piece = {s->in_a_row ? next_in_row(s, part) : somewhere(part), part};
         bool more = i + 1 < pieces;
         guest_desc(&s->ring[r], (head + i) % SIZE, piece.gpa, part,
                    (uint16_t)(write | (more ? VRING_DESC_NEXT : 0)),
@@ -374,10 +396,13 @@ static void guest_offers(struct side *s, uint32_t r)
 {
     uint32_t header_size = s->ring[r].ring.header_size;
     uint32_t waiting = (uint16_t)(s->ring[r].avail_idx - s->used_seen[r]);
-    for (uint64_t i = random_below(SIZE / PIECE_MAX + 1 - waiting); i > 0; i--) {
+    uint32_t most = SIZE / PIECE_MAX - waiting;
+    for (uint64_t i = s->in_a_row ? most : random_below(most + 1); i > 0; i--) {
         uint32_t size = header_size + FRAME_SIZE_MIN + (uint32_t)random_below(i % 4 ? 120 : 2000);
         if (i % 2) /* so that frames often fill a buffer exactly */
             size = header_size + 60;
+        if (s->in_a_row) /* a whole group fits */
+            size = header_size + (r % 2 ? 60 : 70) + (uint32_t)random_below(10);
         uint32_t head = offer(s, r, size, r % 2 ? 0 : VRING_DESC_WRITE);
         if (r % 2)
             dress(s, r, head, size);
