@@ -151,11 +151,11 @@ RUNS = {
     "idle-256": ("idle --ports 256 --mode interrupt",),
     "ports": (SMALL, f"{SMALL} --ports 64 --busy 2"),
     # 8 are as many as one message tells; 509 are told one by one (CONFIGURE_MEM_SLOTS). They are
-    # cut at 4 KiB: with such pages they adjoin, with those of 2 MiB each is looked up by itself.
+    # cut at 4 KiB: with such pages at a page's end, with those of 2 MiB amid a page.
     "regions-8": (f"{SMALL} --hugepages off", f"{SMALL} --hugepages off --regions 8"),
     "regions-509": (f"{SMALL} --hugepages off", f"{SMALL} --hugepages off --regions 509"),
-    "regions-apart-8": (SMALL, f"{SMALL} --regions 8"),
-    "regions-apart-509": (SMALL, f"{SMALL} --regions 509"),
+    "regions-amid-8": (SMALL, f"{SMALL} --regions 8"),
+    "regions-amid-509": (SMALL, f"{SMALL} --regions 509"),
     "ovs": ("--versus ovs --sizes 64,1500 --no-limits",),
     "virtio-user": ("virtio_user.py",),
     "second-worker": ("second_worker.py",),
@@ -193,10 +193,10 @@ GOALS = (
     *(
         Goal(f"regions-{which}", f"cycles a packet, {told} by 1", cost("64"), below=1.05)
         for which, told in (
-            ("8", "8 regions that adjoin"),
-            ("509", "509 regions that adjoin"),
-            ("apart-8", "8 regions apart"),
-            ("apart-509", "509 regions apart"),
+            ("8", "8 regions cut at pages"),
+            ("509", "509 regions cut at pages"),
+            ("amid-8", "8 regions cut amid huge pages"),
+            ("amid-509", "509 regions cut amid huge pages"),
         )
     ),
     Goal("ovs", "x Open vSwitch, 64 B", versus("64")),

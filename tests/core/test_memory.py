@@ -158,6 +158,36 @@ def test_regions_that_adjoin_at_a_page_are_one(into):
         os.close(fd)
 
 
+@pytest.mark.parametrize("into", [0, 512])
+def test_regions_of_a_file_that_goes_on_are_one_wherever_they_are_cut(into):
+    """Each page of it is mapped at one address, though it is told in two or three pieces."""
+    fd = os.memfd_create("guest-memory")
+    data = np.random.default_rng(1).integers(0, 256, 20480, np.uint8).tobytes()
+    os.write(fd, data)
+    cuts = 0, 5000, 5001, 9000, 12288, 16000 - into
+    told = [(at, end - at, 1 << 40, into + at, fd) for at, end in pairwise(cuts)]
+    memory = GuestMemory(told)
+    assert [start - memory.maps[0][2] for _, _, start, _ in memory.maps] == list(cuts[:-1])
+    assert memory.read(0, 16000 - into).tobytes() == data[into:16000]
+    memory.write(4999, b"abcd")
+    assert os.pread(fd, 4, 4999 + into) == b"abcd"
+    with pytest.raises(ValueError, match="in one region"):
+        memory.read(16000 - into, 1)
+    del memory
+    assert map_count() == 0
+    os.close(fd)
+
+
+def test_regions_of_files_that_are_cut_alike_are_two():
+    files = filled(8192, 1), filled(8192, 2)
+    memory = GuestMemory([(0, 5000, 0, 0, files[0]), (5000, 3192, 0, 5000, files[1])])
+    with pytest.raises(ValueError, match="in one region"):
+        memory.read(4999, 2)
+    assert memory.read(4999, 1).tobytes() + memory.read(5000, 1).tobytes() == b"\1\2"
+    for fd in files:
+        os.close(fd)
+
+
 @pytest.mark.parametrize(
     ("gpa", "offset", "size"),
     [(4096, 4096, 4095), (4096, 100, 4096), (8192, 4096, 4096)],

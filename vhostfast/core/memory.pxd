@@ -51,6 +51,8 @@ cdef struct mapping:
     void *address  # where that is
     size_t size
     uint64_t page  # bytes of a page of the map
+    uint64_t device  # of the file
+    uint64_t inode
     uint8_t *start  # the byte that was asked for; NULL: it isn't mapped
 
 

@@ -89,6 +89,7 @@ cdef mapping look_at(int fd, uint64_t offset, uint64_t size, str what):
     result.first = offset // page * page
     result.size = min((offset + size - result.first + page - 1) // page * page,
                       file_size - result.first)
+    result.device, result.inode = status.st_dev, status.st_ino
     result.address = result.start = NULL
     return result
 
@@ -145,14 +146,19 @@ cdef class GuestMemory:
         region_table_index(self.table)
 
     cdef bint adjoin(self, uint32_t a, uint32_t b, list regions):
-        """Whether b follows a where a page ends, in both files."""
+        """Whether b follows a for the guest, and can for us: at the end of a page in both files, or
+        wherever it is cut if one file goes on."""
         (gpa, size, _, offset, _), (next_gpa, _, _, next_offset, _) = regions[a], regions[b]
-        page = self.maps[a].page
-        return (gpa + size == next_gpa and page == self.maps[b].page
-                and (offset + size) % page == 0 and next_offset % page == 0)
+        cdef mapping *one = &self.maps[a]
+        cdef mapping *other = &self.maps[b]
+        at_page = (offset + size) % one.page == 0 and next_offset % one.page == 0
+        goes_on = (one.device == other.device and one.inode == other.inode
+                   and offset + size == next_offset)
+        return gpa + size == next_gpa and one.page == other.page and (at_page or goes_on)
 
     cdef int map_run(self, uint32_t begin, uint32_t end, list regions) except -1:
-        """Regions that adjoin lie so for us too, and are one in the table."""
+        """Regions that adjoin lie so for us too, and are one in the table. A page that is cut is
+        mapped for both, at one address: the second map takes the place of the first's."""
         cdef region *run = &self.table.region[self.table.count]
         cdef area *area = &self.areas[self.table.count]
         cdef uint64_t before, page = self.maps[begin].page
