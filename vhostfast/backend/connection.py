@@ -39,6 +39,7 @@ STALLED_S = 10.0  # from the first part of a message that is seen to its last
 LOOK_AGAIN_S = 1.0  # whether a front-end that has to wait is still there
 MEMORY_AFTER_S = 2.0  # from the features on; a front-end that can share its memory does so at once
 MEMORY_LOOK = 4 << 20  # bytes; no running VM has left all of them zero
+LOOK_PIECE = 1 << 16  # bytes at once: they stay in the cache
 
 
 class Backend(Dataplane, Protocol):
@@ -289,16 +290,23 @@ def _check_known(message: Message, session: Session) -> None:
 
 
 def _is_written(region: Region, fd: int) -> bool:
-    """Pages that a private map took a copy of are in the file too, but all zero. What can't be read
-    at once, from a disk or for who writes to the file and holds its lock, may have been written."""
-    size = min(region.size, MEMORY_LOOK)
+    """Pages that a private map took a copy of are in the file too, but all zero."""
+    begin, size = region.mmap_offset, min(region.size, MEMORY_LOOK)
+    return not all(
+        _is_zero(fd, begin + at, min(size - at, LOOK_PIECE)) for at in range(0, size, LOOK_PIECE)
+    )
+
+
+def _is_zero(fd: int, offset: int, size: int) -> bool:
+    """What can't be read at once, from a disk or for who writes to the file and holds its lock, may
+    be something else."""
     data = bytearray(size)
     try:
-        data = data[: os.preadv(fd, [data], region.mmap_offset, os.RWF_NOWAIT)]
+        count = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
     except BlockingIOError:
-        return True
+        return False
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-        data[:] = os.pread(fd, size, region.mmap_offset)  # tmpfs and the like never wait
-    return data != bytes(size)
+        count = os.preadv(fd, [data], offset)  # tmpfs and the like never wait
+    return count == size and data == bytes(size)
