@@ -358,6 +358,8 @@ def main() -> int:
         parser.error(f"--only {','.join(strange)}: choose of {', '.join(RUNS)}")
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds, --seconds: give at least one round of some time")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
     rows: list[Row] = []
     runs: dict[str, Any] = {}
     for number, name in enumerate(names, 1):
@@ -382,4 +384,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("goals: ended by Ctrl-C: nothing is stored")

@@ -108,6 +108,7 @@ def test_sockets_that_are_served_already() -> None:
     ("command", "sockets", "versus", "says"),
     [
         ("sleep {0} {1}", ["/a", "/b"], None, "--backend and --socket: give one"),
+        ("", [], None, r"--backend '': there is no \{0\} nor \{1\}"),
         (None, ["/a"], None, "--socket: 1 given, --pattern both-ways needs 2"),
         ("sleep {0}", [], None, r"--backend 'sleep \{0\}': there is no \{1\}"),
         ("sleep", [], None, r"there is no \{0\} nor \{1\}"),
@@ -174,6 +175,20 @@ def test_it_is_pinned_and_stopped(tmp_path: Path) -> None:
         assert Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{pid}").exists()
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_what_a_script_has_started_is_stopped_with_it(tmp_path: Path) -> None:
+    note, program, script = (tmp_path / name for name in ("pid", "program", "script"))
+    program.write_text(WAITS.replace("{note}", str(note)))
+    script.write_text(f"#!/bin/sh\n{sys.executable} {program} $1\nexit\n")
+    script.chmod(0o755)
+    with running(Backend("script", f"{script} {{0}}"), LOOP) as run:
+        pid = int(note.read_text())
+        assert run.process is not None
+        assert pid != run.process.pid
+        assert Path(f"/proc/{pid}/task/{pid}") in list(backend.tasks(run.process.pid))
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.slow

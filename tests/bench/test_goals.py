@@ -184,6 +184,7 @@ def test_a_run_that_fails_is_told(monkeypatch, capsys):
         (("--only", "lean,odd"), "--only odd: choose of lean, touch"),
         (("--rounds", "0"), "at least one round"),
         (("--seconds", "0"), "at least one round"),
+        (("--json", "/nowhere/x"), "--json /nowhere/x: there is no folder /nowhere"),
     ],
 )
 def test_wrong_usage(monkeypatch, capsys, words, says):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vhostfast.bench import idle
-from vhostfast.bench.backend import ours
+from vhostfast.bench.backend import family, ours
 from vhostfast.bench.workload import Plan, Workload
 from vhostfast.errors import EnvironmentLacks
 
@@ -44,8 +44,8 @@ def test_children_are_counted() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"there\n"
-        family = list(idle._family(process.pid))
-        assert [Path(one, "comm").read_text().strip()[:2] for one in family] == ["py", "sh"]
+        pids = list(family(process.pid))
+        assert [Path(one, "comm").read_text().strip()[:2] for one in pids] == ["py", "sh"]
         process.stdin.close()
 
 

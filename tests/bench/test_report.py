@@ -85,6 +85,7 @@ NO_RUN = r"run\.json is not what vhostfast bench --json prints: "
         ('{"format": "1"}', r"Expected `int`, got `str` - at `\$.format`"),
         ('{"format": 2}', "its format is 2, and this version reads 1"),
         ('{"format": 1}', "missing required field `machine`"),
+        ('{"rounds": {"vhostfast": []}}', "it is of bench idle, which can be neither compared nor"),
         ("\xff", "malformed"),
         ('{"format": NaN}', "malformed"),
         ("[" * 100_000, "recursion"),

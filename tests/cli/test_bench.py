@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from daemon import daemon, ports, wait_for
 from runs import RATES, report
 
+from vhostfast.bench.backend import family
 from vhostfast.cli.bench import _print_report, explain, table_of
 
 COMMAND = [sys.executable, "-m", "vhostfast", "bench"]
@@ -68,6 +70,25 @@ def test_many_ports_of_a_command() -> None:
     assert told["commands"] == {Path(sys.executable).name: command}
     assert told["plan"]["workload"]["ports"] == 10
     assert told["summary"][0]["mpps"] > 0
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What it has started has ended, and its folders are gone."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [*COMMAND, *SHORT, "--rounds=1000", "--no-limits"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as bench:
+        deadline = time.monotonic() + 10
+        while not list(tmp_path.glob("*/0.sock")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        started = list(family(bench.pid))
+        bench.terminate()
+        _, err = bench.communicate(timeout=60)
+    assert bench.returncode == 130
+    assert "Traceback" not in err
+    assert len(started) > 1
+    assert not [process for process in started if process.exists()]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cost_of_a_log() -> None:
@@ -172,7 +193,8 @@ def test_compare(files: dict[str, str]) -> None:
     assert (changes[None]["factor"], changes[None]["more_than_noise"]) == (3.0, True)
     table = run("compare", files["old"], files["new"])
     assert table.returncode == 0, table.stderr
-    for words in ("+200.0%", "12.0 (8.00-30.0)", "more than noise", "once in 10 times"):
+    told = "new: CPUs 0 (back-end) and 1 (driver) were"
+    for words in ("+200.0%", "12.0 (8.00-30.0)", "more than noise", "once in 10 times", told):
         assert words in table.stdout
 
 

@@ -100,6 +100,17 @@ def test_packets_under_way_are_not_lost() -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_it_quietly() -> None:
+    """A terminal tells all of its group; the demo ends what it has started."""
+    demo, family = start("--seconds=30")
+    os.kill(demo.pid, signal.SIGINT)
+    _, err = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "says"), [(" switch ", "the switch"), (".machine ", "virtual")])
 def test_one_that_dies_is_a_fault_and_none_is_left(victim: str, says: str) -> None:
     demo, family = start("--seconds=5")

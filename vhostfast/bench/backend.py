@@ -4,18 +4,19 @@ A command is a text such as 'my-backend --sock {0} --sock {1}': {0} and {1} beco
 sockets to serve, {worker} and {driver} the numbers of the two CPUs. A word with {socket} is there
 once for each socket, and {n} in it is the socket's number: --port=p{n}:{socket}. The command runs
 on the worker's CPU (threads that it pins itself go where it pins them), with a folder of its own
-in RUNTIME_DIRECTORY and an open pipe as stdin; SIGTERM ends it.
+in RUNTIME_DIRECTORY and an open pipe as stdin; SIGTERM ends it, and what it has started.
 """
 
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +28,10 @@ TASKSET = "taskset"
 START_S = 30.0  # from the command to its sockets
 END_S = 5.0  # from SIGTERM on; then it is killed
 SAID_LINES = 8  # of its last words that are repeated if it dies
+GONE = (FileNotFoundError, ProcessLookupError)
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however we end
 OURS = "vhostfast"
+RUNNING = "running"  # already, at --socket
 NULL = "null"
 OVS = "ovs"
 OVS_SETTLE_S = 1.5  # it changes its ports twice, and drops what comes meanwhile
@@ -217,9 +220,9 @@ def choose(
     if len(set(sockets)) < len(sockets):
         raise UsageError("--socket: one is given twice, and each guest needs its own")
     if sockets:
-        subject = Backend("running", sockets=tuple(sockets))
+        subject = Backend(RUNNING, sockets=tuple(sockets))
     else:
-        subject = parse_backend("--backend", backend or OURS, plan)
+        subject = parse_backend("--backend", OURS if backend is None else backend, plan)
     rows: list[Backend] = []
     work = plan.workload
     if limits and work.sends and not work.merges and work.regions == 1:
@@ -275,13 +278,30 @@ class Running:
         """For how long its threads have been ready to run and were not let; 0 if not ours."""
         if self.process is None:
             return 0
-        return sum(map(starved_ns, Path(f"/proc/{self.process.pid}/task").iterdir()))
+        return sum(starved_ns(task) for task in tasks(self.process.pid))
 
     def said(self) -> str:
         """Its last words, to be put at the end of a sentence."""
         if self._output is None or not (text := self._output.read_text(errors="replace").strip()):
             return ""
         return "; it said:\n" + "\n".join(text.splitlines()[-SAID_LINES:])
+
+
+def family(pid: int) -> Iterator[Path]:
+    """A process, below /proc, and its children, and theirs, those that are not gone."""
+    process = Path(f"/proc/{pid}")
+    yield process
+    with suppress(*GONE):
+        for task in (process / "task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+def tasks(pid: int) -> Iterator[Path]:
+    """The threads of a process and of its family, those that are not gone."""
+    for process in family(pid):
+        with suppress(*GONE):
+            yield from (process / "task").iterdir()
 
 
 def starved_ns(thread: Path) -> int:
@@ -291,7 +311,7 @@ def starved_ns(thread: Path) -> int:
     """
     try:
         return int((thread / "schedstat").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
+    except GONE:
         return 0
 
 
@@ -347,9 +367,13 @@ def _wait_for_sockets(run: Running) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    """Whatever is in its process group: what was started may be a script that has started more."""
+    deadline = time.monotonic() + END_S
+    with suppress(ProcessLookupError):  # all have gone
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -5,21 +5,19 @@ Guests are connected, their rings run, their receive buffers are on offer, and n
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from vhostfast.bench import place
-from vhostfast.bench.backend import Backend, running
+from vhostfast.bench.backend import GONE, Backend, family, running, tasks
 from vhostfast.bench.report import Spread
 from vhostfast.bench.sample import connected
 from vhostfast.bench.workload import Plan
 
 SETTLE_S = 3.0  # from the last ring's start on, until it counts: what a start entails is over
 LOOK_S = 0.1
-GONE = (FileNotFoundError, ProcessLookupError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def measure(backend: Backend, plan: Plan) -> Idle:
             cpu=cpu,
             resident_mib=_memory_kib(pid, "VmRSS") / 1024,
             shared_mib=_memory_kib(pid, "RssShmem") / 1024,
-            fds=sum(len(os.listdir(process / "fd")) for process in _family(pid)),
+            fds=sum(len(os.listdir(process / "fd")) for process in family(pid)),
         )
 
 
@@ -99,29 +97,19 @@ def _sleep(look: Callable[[], None], seconds: float) -> None:
 # --- /proc ----------------------------------------------------------------------------------------
 
 
-def _family(pid: int) -> Iterator[Path]:
-    """A process and its children, and theirs."""
-    process = Path(f"/proc/{pid}")
-    yield process
-    for task in (process / "task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _family(int(child))
-
-
 def _cpu_ns(pid: int) -> int:
     """CPU time of all threads (Documentation/scheduler/sched-stats.rst)."""
     total = 0
-    for process in _family(pid):
-        for task in (process / "task").iterdir():
-            with suppress(*GONE):
-                total += int((task / "schedstat").read_text().split()[0])
+    for task in tasks(pid):
+        with suppress(*GONE):
+            total += int((task / "schedstat").read_text().split()[0])
     return total
 
 
 def _memory_kib(pid: int, name: str) -> int:
     lines = [
         line
-        for process in _family(pid)
+        for process in family(pid)
         for line in (process / "status").read_text().splitlines()
         if line.startswith(f"{name}:")
     ]

@@ -98,7 +98,10 @@ class Talker:
 async def talker(name: str, module: str, *arguments: str) -> AsyncIterator[Talker]:
     """`python -m module arguments`, ended with the block: asked first, then killed."""
     command = (sys.executable, "-m", module, *arguments)
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+    # Of a session of its own: Ctrl-C is for us, who then end it.
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, start_new_session=True
+    )
     try:
         yield Talker(name, process)
     finally:
@@ -132,10 +135,13 @@ async def exchange(sizes: Sequence[int], seconds: float, progress: Progress) -> 
         ]
         all_sizes = _all_sizes(switch, machines, sizes, seconds, progress)
         tasks = [asyncio.create_task(job) for job in (all_sizes, switch.ended())]
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        return done.pop().result()
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:  # nobody hears of a process that is to be ended
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def mode() -> str:

@@ -193,7 +193,10 @@ class Report:
 def load(path: Path) -> Report:
     """Read what `vhostfast bench --json` printed. Raises EnvironmentLacks or UsageError."""
     try:
-        return Report.from_dict(decode(path.read_bytes()))
+        values = decode(path.read_bytes())
+        if isinstance(values, dict) and isinstance(values.get("rounds"), dict):
+            raise UsageError("it is of bench idle, which can be neither compared nor drawn")
+        return Report.from_dict(values)
     except OSError as error:
         raise EnvironmentLacks(
             f"{path}: {error.strerror}: name what vhostfast bench --json > FILE stored"

@@ -1,6 +1,7 @@
 """vhostfast bench: measures any vhost-user-net back-end, alone or against another."""
 
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -42,6 +43,7 @@ def _bench(options: Options, context: typer.Context) -> None:
     Beside them stand the driver with nothing behind it (null) and a copy without checks (bare), the
     limit of what is possible here.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as little behind as Ctrl-C
     if context.invoked_subcommand is not None:
         _refuse_options(context)
         return
@@ -167,6 +169,8 @@ def driver_lines(report: "Report") -> list[str]:
 
 def machine_lines(report: "Report") -> list[str]:
     """How the machine behaved meanwhile."""
+    from vhostfast.bench.backend import RUNNING
+
     plan, distances = report.plan, [ns for one in report.rounds for ns in one.distances]
     starved = max(sample.starved for one in report.rounds for sample in one.samples.values())
     lines = [
@@ -174,6 +178,11 @@ def machine_lines(report: "Report") -> list[str]:
         f" {min(distances):.0f} to {max(distances):.0f} ns apart",
         f"other work kept driver or back-end from its CPU for {starved:.0%} of a turn at worst",
     ]
+    if RUNNING in report.commands:
+        lines.append(
+            f"where {RUNNING} runs isn't known: beside the driver, on CPU {plan['driver_cpu']}, its"
+            f" figures are of no use; pin it to CPU {plan['worker_cpu']} (our switch: --cpus)"
+        )
     again = sum(one.attempts - 1 for one in report.rounds)
     restless = sum(not one.still for one in report.rounds)
     if again:
@@ -193,11 +202,14 @@ def compare(
     from vhostfast.bench.compare import compare as held_against
     from vhostfast.bench.report import load
 
-    changes = held_against(load(old), load(new))
+    reports = load(old), load(new)
+    changes = held_against(*reports)
     if as_json:
         print(json.dumps([_change(one) for one in changes]))
     else:
         _print_changes(changes)
+        for name, report in zip(("old", "new"), reports, strict=True):
+            print("\n".join(f"{name}: {line}" for line in machine_lines(report)))
 
 
 @bench.command()

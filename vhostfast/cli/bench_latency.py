@@ -147,7 +147,7 @@ def _print_loss_free(report: "Report") -> None:
             limits = Counter(
                 one.samples[row].limit for one in report.rounds if one.frames == frames
             )
-            cells = [short(rate.median), range_of(rate)]
+            cells = [short(rate.median), range_of(rate)] if rate.high else ["-", "-"]
             cells.append(f"{report.figures(frames, row, 'idle').median:.1%}")
             cells.append(f"{sum(report.figures(frames, row, 'trials').values):.0f}")
             cells.append(LIMITS[limits.most_common(1)[0][0]])
