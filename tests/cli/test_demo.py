@@ -100,10 +100,10 @@ def test_packets_under_way_are_not_lost() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_quietly() -> None:
-    """A terminal tells all of its group; the demo ends what it has started."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_it_finds_nothing_left(number: signal.Signals) -> None:
     demo, family = start("--seconds=30")
-    os.kill(demo.pid, signal.SIGINT)
+    os.kill(demo.pid, number)
     _, err = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in err

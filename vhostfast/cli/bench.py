@@ -1,7 +1,6 @@
 """vhostfast bench: measures any vhost-user-net back-end, alone or against another."""
 
 import json
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vhostfast.cli.bench_options import Options, with_options
+from vhostfast.cli.ending import end_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +43,7 @@ def _bench(options: Options, context: typer.Context) -> None:
     Beside them stand the driver with nothing behind it (null) and a copy without checks (bare), the
     limit of what is possible here.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as little behind as Ctrl-C
+    end_as_by_ctrl_c()
     if context.invoked_subcommand is not None:
         _refuse_options(context)
         return

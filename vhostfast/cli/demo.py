@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vhostfast.cli.ending import end_as_by_ctrl_c
 from vhostfast.cli.json_option import json_option
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def demo(
 
     from vhostfast.bench.pair import exchange
 
+    end_as_by_ctrl_c()
     if as_json:
         results = asyncio.run(exchange(SIZES, seconds, lambda *_: None))
         print(json.dumps([asdict(one) | {"mpps": one.mpps, "gbps": one.gbps} for one in results]))
