@@ -72,6 +72,15 @@ def test_many_ports_of_a_command() -> None:
     assert told["summary"][0]["mpps"] > 0
 
 
+def test_where_it_runs_is_for_who_started_it(capsys: pytest.CaptureFixture[str]) -> None:
+    one = report()
+    _print_report(replace(one, commands={**one.commands, "running": "/a /b"}, rounds=tuple(
+        replace(turn, samples={**turn.samples, "running": turn.samples[one.subject]})
+        for turn in one.rounds
+    )))  # fmt: skip
+    assert "pin it to CPU 0 (our switch: --cpus)" in capsys.readouterr().out
+
+
 def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
     """What it has started has ended, and its folders are gone."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

@@ -180,8 +180,8 @@ def machine_lines(report: "Report") -> list[str]:
     ]
     if RUNNING in report.commands:
         lines.append(
-            f"where {RUNNING} runs isn't known: beside the driver, on CPU {plan['driver_cpu']}, its"
-            f" figures are of no use; pin it to CPU {plan['worker_cpu']} (our switch: --cpus)"
+            f"{RUNNING} was not started here: on the driver's CPU its figures are of no use;"
+            f" pin it to CPU {plan['worker_cpu']} (our switch: --cpus)"
         )
     again = sum(one.attempts - 1 for one in report.rounds)
     restless = sum(not one.still for one in report.rounds)
