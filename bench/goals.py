@@ -387,4 +387,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("goals: ended by Ctrl-C: nothing is stored")
+        print("goals: ended by Ctrl-C: nothing is stored", file=sys.stderr)
+        sys.exit(130)

@@ -11,6 +11,7 @@
 #include "nethdr.h"
 
 typedef uint64_t u64x4 __attribute__((vector_size(32), aligned(8), may_alias));
+_Static_assert(GROUP_SIZE % 4 == 0 && GROUP_SIZE > 4, "direct_mark_gaps goes by fours");
 
 /* A group's chains, of a common shape and checked: the frame lies in the header's descriptor, right
  * behind it; or, `paired`, in any place of its own. */

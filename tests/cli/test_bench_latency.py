@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import RATES, loss_free
+
+from vhostfast.cli.bench_latency import _print_loss_free
 
 COMMAND = [sys.executable, "-m", "vhostfast", "bench"]
 CPUS = sorted(os.sched_getaffinity(0))
@@ -68,6 +71,12 @@ def test_loss_free() -> None:
     table = good(*options)
     for words in ("highest rate without loss", "trials", "within 50.0%"):
         assert words in table
+
+
+def test_a_search_that_found_nothing_has_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_loss_free(loss_free({**RATES, "vhostfast": (0.0, 0.0, 0.0)}))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "vhostfast" in line]
+    assert row.split()[:4] == ["64", "vhostfast", "-", "-"]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def close_fds(fds: Iterable[int]) -> None:
 
 
 def aside(work: Callable[[], None]) -> None:
-    """Do it in a thread that the process doesn't wait for at its end. Raises RuntimeError if there
-    is none to be had."""
+    """Do it in a thread that the process doesn't wait for at its end. Raises RuntimeError or
+    MemoryError if there is none to be had."""
     threading.Thread(target=work, name="vhostfast-closing", daemon=True).start()
 
 

@@ -268,7 +268,8 @@ def _stop_listening(sock: socket.socket) -> None:
             return
         waiting = []
     left = [*waiting, sock.detach()]
-    with contextlib.suppress(RuntimeError):  # no thread is to be had: the process's end closes them
+    # Where no thread is to be had the process's end closes them.
+    with contextlib.suppress(RuntimeError, MemoryError):
         aside(functools.partial(close_fds, left))
 
 
